@@ -1,0 +1,32 @@
+#include "capability.h"
+
+#include <stdexcept>  // for invalid_argument
+
+namespace proxadam {
+
+std::vector<Capability> capabilities() {
+  std::vector<Capability> found{{"baseline", baseline::range_kernel}};
+#ifdef PROXADAM_X86_UNITS
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2")) found.push_back({"avx2", avx2::range_kernel});
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    found.push_back({"avx512", avx512::range_kernel});
+  }
+#endif
+  return found;
+}
+
+Capability choose_capability(const std::string& name) {
+  const std::vector<Capability> found = capabilities();
+  if (name.empty()) return found.back();
+  std::string names;
+  for (const Capability& capability : found) {
+    if (name == capability.name) return capability;
+    names += (names.empty() ? "" : ", ") + std::string(capability.name);
+  }
+  throw std::invalid_argument("PROXADAM_CPU_CAPABILITY is \"" + name +
+                              "\", expected one that this machine has: " + names);
+}
+
+}  // namespace proxadam

@@ -1,0 +1,2 @@
+#define PROXADAM_CPU_CAPABILITY avx512
+#include "range_kernel.h"

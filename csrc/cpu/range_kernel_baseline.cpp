@@ -1,0 +1,2 @@
+#define PROXADAM_CPU_CAPABILITY baseline
+#include "range_kernel.h"

@@ -1,0 +1,45 @@
+#include "step.h"
+
+#include "../chunk_plan.h"  // for ChunkPlan
+
+namespace proxadam {
+namespace {
+
+// Below this much work a thread is not worth waking: ATen's GRAIN_SIZE.
+constexpr std::int64_t kGrain = 32768;
+
+struct Work {
+  const TensorTable& table;
+  ChunkPlan plan;
+  std::vector<RangeKernel> kernels;  // one an entry
+};
+
+void run(std::int64_t from, std::int64_t to, void* context) {
+  const Work& work = *static_cast<const Work*>(context);
+  work.plan.visit(from, to, [&](std::size_t i, std::int64_t begin, std::int64_t end) {
+    const TensorEntry& entry = work.table.entries[i];
+    work.kernels[i]({entry.param, entry.grad, entry.exp_avg, entry.exp_avg_sq,
+                     entry.max_exp_avg_sq, &work.table.constants[entry.constants], begin, end});
+  });
+}
+
+}  // namespace
+
+void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for) {
+  Work work{table, {}, {}};
+  work.plan.reserve(table.entries.size());
+  work.kernels.reserve(table.entries.size());
+  for (const TensorEntry& entry : table.entries) {
+    const Options& options = table.options[entry.group];
+    work.plan.add(entry.numel);
+    work.kernels.push_back(capability.range_kernel(
+        {entry.dtype, prox_of(options), options.amsgrad, table.grad_scale != 1}));
+  }
+  if (parallel_for && work.plan.work() > kGrain) {
+    parallel_for(0, work.plan.work(), kGrain, run, &work);  // fails only where run() throws
+  } else {
+    run(0, work.plan.work(), &work);
+  }
+}
+
+}  // namespace proxadam

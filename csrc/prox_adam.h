@@ -1,0 +1,156 @@
+// The proximal Adam step for one element: the maths of the native code, and all of it.
+//
+// Host and device compile this same header, so that a kernel is a loop around it. It knows neither
+// tensors nor threads, and includes the C maths library alone. Everything has internal linkage:
+// the CPU loop is compiled once for each instruction set, and the linker must not merge the copies.
+//
+// No multiply is fused with an add here (the build says -ffp-contract=off): a result then depends
+// on no instruction set, no vector width and no position in a tensor.
+
+#pragma once
+
+#include <math.h>  // for sqrt, sqrtf, pow
+
+#if defined(__CUDACC__)
+#define PROXADAM_INLINE static __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define PROXADAM_INLINE static __forceinline
+#else
+#define PROXADAM_INLINE static inline __attribute__((always_inline))
+#endif
+
+namespace proxadam {
+
+// The options of a parameter group, as the user gave them.
+struct Options {
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+  double l1;
+  double l2;
+  double max_shrink;
+  bool euclidean;
+  bool amsgrad;
+  bool maximize;
+  bool decoupled_weight_decay;
+};
+
+enum class Prox { kNone, kAdaptive, kEuclidean };
+
+PROXADAM_INLINE Prox prox_of(const Options& o) {
+  if (o.l1 == 0 && o.l2 == 0) return Prox::kNone;
+  return o.euclidean ? Prox::kEuclidean : Prox::kAdaptive;
+}
+
+// What a step multiplies with: computed once per parameter in double, then narrowed once.
+template <typename opmath_t>
+struct StepConstants {
+  opmath_t grad_sign;     // −1 to maximize
+  opmath_t grad_scale;    // gradients are divided by it; 1 without AMP
+  opmath_t coupled_decay; // Adam: grad += coupled_decay · param
+  opmath_t decay_factor;  // AdamW: param *= decay_factor
+  opmath_t lerp_weight;   // 1 − beta1
+  opmath_t beta2;
+  opmath_t one_minus_beta2;
+  opmath_t inv_bias_correction2_sqrt;
+  opmath_t eps;
+  opmath_t step_size;     // lr / bias_correction1
+  opmath_t lr_l1;         // the threshold carries plain lr, never step_size
+  opmath_t lr_l2;
+  opmath_t max_pull;      // max_shrink · lr
+  bool frozen;            // lr = 0: the moments move, the parameter does not
+
+  template <typename other_t>
+  PROXADAM_INLINE StepConstants<opmath_t> from(const StepConstants<other_t>& c) {
+    return {opmath_t(c.grad_sign), opmath_t(c.grad_scale), opmath_t(c.coupled_decay),
+            opmath_t(c.decay_factor), opmath_t(c.lerp_weight), opmath_t(c.beta2),
+            opmath_t(c.one_minus_beta2), opmath_t(c.inv_bias_correction2_sqrt), opmath_t(c.eps),
+            opmath_t(c.step_size), opmath_t(c.lr_l1), opmath_t(c.lr_l2), opmath_t(c.max_pull),
+            c.frozen};
+  }
+};
+
+// `step` counts from 1.
+PROXADAM_INLINE StepConstants<double> step_constants(const Options& o, double step,
+                                                     double grad_scale) {
+  const double bias_correction1 = 1 - pow(o.beta1, step);
+  const double bias_correction2 = 1 - pow(o.beta2, step);
+  StepConstants<double> c;
+  c.grad_sign = o.maximize ? -1 : 1;
+  c.grad_scale = grad_scale;
+  c.coupled_decay = o.decoupled_weight_decay ? 0 : o.weight_decay;
+  c.decay_factor = o.decoupled_weight_decay ? 1 - o.lr * o.weight_decay : 1;
+  c.lerp_weight = 1 - o.beta1;
+  c.beta2 = o.beta2;
+  c.one_minus_beta2 = 1 - o.beta2;
+  c.inv_bias_correction2_sqrt = 1 / sqrt(bias_correction2);
+  c.eps = o.eps;
+  c.step_size = o.lr / bias_correction1;
+  c.lr_l1 = o.lr * o.l1;
+  c.lr_l2 = o.lr * o.l2;
+  c.max_pull = o.max_shrink * o.lr;
+  c.frozen = o.lr == 0;
+  return c;
+}
+
+PROXADAM_INLINE float square_root(float x) { return sqrtf(x); }
+PROXADAM_INLINE double square_root(double x) { return sqrt(x); }
+
+// The comparisons below are written so that a NaN in the first argument comes out again.
+
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t clamp(opmath_t x, opmath_t low, opmath_t high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+// argmin_y ½ (y − x)² + threshold · |y|. Zeros made here are +0.0.
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t soft_threshold(opmath_t x, opmath_t threshold) {
+  return x - clamp(x, -threshold, threshold);
+}
+
+// One element's step, in opmath precision: param, exp_avg, exp_avg_sq (and max_exp_avg_sq with
+// amsgrad) are replaced by their new values. `grad` is already divided by the gradient scale.
+template <Prox prox, bool amsgrad, typename opmath_t>
+PROXADAM_INLINE void prox_adam_update(const StepConstants<opmath_t>& c, opmath_t grad,
+                                      opmath_t& param, opmath_t& exp_avg, opmath_t& exp_avg_sq,
+                                      opmath_t& max_exp_avg_sq) {
+  const opmath_t old_param = param;
+
+  // decay
+  grad = c.grad_sign * grad;
+  grad = c.coupled_decay != 0 ? grad + c.coupled_decay * param : grad;
+  param = c.decay_factor * param;
+
+  // moments; the lerp as ATen has it, exact at both of its ends
+  const opmath_t diff = grad - exp_avg;
+  exp_avg = c.lerp_weight < opmath_t(0.5) ? exp_avg + c.lerp_weight * diff
+                                          : grad - diff * (1 - c.lerp_weight);
+  exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * grad * grad;
+  opmath_t second_moment = exp_avg_sq;
+  if (amsgrad) {
+    // NaN in either one is kept, as torch.maximum keeps it.
+    max_exp_avg_sq = (max_exp_avg_sq > exp_avg_sq) | (max_exp_avg_sq != max_exp_avg_sq)
+                         ? max_exp_avg_sq
+                         : exp_avg_sq;
+    second_moment = max_exp_avg_sq;
+  }
+  const opmath_t denom = square_root(second_moment) * c.inv_bias_correction2_sqrt + c.eps;
+
+  if (prox == Prox::kNone) {
+    param = param - c.step_size * exp_avg / denom;
+  } else {
+    // Adam, then the prox in its metric: threshold, shrink, and the bound on both together.
+    const opmath_t inv_denom = 1 / denom;
+    const opmath_t z = param - c.step_size * exp_avg * inv_denom;
+    const opmath_t metric = prox == Prox::kAdaptive ? inv_denom : opmath_t(1);
+    const opmath_t shrunk = soft_threshold(z, c.lr_l1 * metric) / (1 + c.lr_l2 * metric);
+    param = clamp(shrunk, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
+  }
+  param = c.frozen ? old_param : param;
+}
+
+}  // namespace proxadam

@@ -1,0 +1,263 @@
+#include "gatekeeper.h"
+
+#include <algorithm>  // for sort, swap
+#include <array>      // for array
+#include <stdexcept>  // for invalid_argument, runtime_error
+#include <string>     // for string, to_string
+#include <utility>    // for pair
+
+namespace proxadam {
+namespace {
+
+namespace py = pybind11;
+
+enum Slot { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kStep, kSlots };
+constexpr const char* kListNames[kSlots] = {"params",      "grads",           "exp_avgs",
+                                            "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"};
+
+double number(py::handle group, const char* name) {
+  const double value = PyFloat_AsDouble(py::float_(group.attr(name)).ptr());
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+bool flag(py::handle group, const char* name) { return group.attr(name).cast<bool>(); }
+
+Options read_options(py::handle group) {
+  Options o;
+  o.lr = number(group, "lr");
+  o.beta1 = number(group, "beta1");
+  o.beta2 = number(group, "beta2");
+  o.eps = number(group, "eps");
+  o.weight_decay = number(group, "weight_decay");
+  o.l1 = number(group, "l1");
+  o.l2 = number(group, "l2");
+  o.max_shrink = number(group, "max_shrink");
+  o.euclidean = group.attr("metric").cast<std::string>() == "euclidean";
+  o.amsgrad = flag(group, "amsgrad");
+  o.maximize = flag(group, "maximize");
+  o.decoupled_weight_decay = flag(group, "decoupled_weight_decay");
+  return o;
+}
+
+bool scalar_type(const DLDataType& dtype, ScalarType& out) {
+  if (dtype.lanes != 1) return false;
+  if (dtype.code == kDLBfloat && dtype.bits == 16) return out = ScalarType::kBFloat16, true;
+  if (dtype.code != kDLFloat) return false;
+  if (dtype.bits == 32) return out = ScalarType::kFloat32, true;
+  if (dtype.bits == 64) return out = ScalarType::kFloat64, true;
+  if (dtype.bits == 16) return out = ScalarType::kFloat16, true;
+  return false;
+}
+
+std::int64_t numel(const DLTensor& t) {
+  std::int64_t n = 1;
+  for (int d = 0; d < t.ndim; ++d) n *= t.shape[d];
+  return n;
+}
+
+// Whether the elements fill one stretch of memory, each place once, in any order of dimensions.
+bool is_dense(const DLTensor& t, std::int64_t numel) {
+  std::int64_t expected = 1;
+  int d = t.ndim - 1;
+  while (d >= 0 && (t.shape[d] == 1 || t.strides[d] == expected)) expected *= t.shape[d--];
+  if (d < 0 || numel == 0) return true;
+
+  std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // stride, size
+  for (d = 0; d < t.ndim; ++d) {
+    if (t.shape[d] != 1) dims.emplace_back(t.strides[d], t.shape[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// Whether one index finds the same element in both.
+bool same_layout(const DLTensor& a, const DLTensor& b, std::int64_t numel) {
+  if (a.ndim != b.ndim) return false;
+  for (int d = 0; d < a.ndim; ++d) {
+    if (a.shape[d] != b.shape[d]) return false;
+    if (a.strides[d] != b.strides[d] && a.shape[d] != 1 && numel != 0) return false;
+  }
+  return true;
+}
+
+bool same_place_and_type(const DLTensor& a, const DLTensor& b) {
+  return a.dtype.code == b.dtype.code && a.dtype.bits == b.dtype.bits &&
+         a.dtype.lanes == b.dtype.lanes && a.device.device_type == b.device.device_type &&
+         a.device.device_id == b.device.device_id;
+}
+
+// Positions, in `admission`'s entries, of parameters that share memory with another one. Two
+// threads must not write them in one region; torch ops take them one after the other.
+std::vector<bool> overlapping(const std::vector<TensorEntry>& entries) {
+  struct Extent {
+    const char* begin;
+    const char* end;
+    std::size_t entry;
+  };
+  std::vector<Extent> extents;
+  extents.reserve(entries.size());
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const auto* begin = static_cast<const char*>(entries[i].param);
+    const std::int64_t bytes = entries[i].numel * itemsize(entries[i].dtype);
+    if (bytes) extents.push_back({begin, begin + bytes, i});
+  }
+  std::sort(extents.begin(), extents.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+  std::vector<bool> found;
+  std::size_t furthest = 0;
+  for (std::size_t i = 1; i < extents.size(); ++i) {
+    if (extents[i].begin < extents[furthest].end) {
+      found.resize(entries.size());
+      found[extents[i].entry] = found[extents[furthest].entry] = true;
+    }
+    if (extents[i].end > extents[furthest].end) furthest = i;
+  }
+  return found;
+}
+
+}  // namespace
+
+Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter)
+    : exchange_(exchange.get_pointer<DLPackExchangeAPI>()),
+      tensor_(std::move(tensor)),
+      parameter_(std::move(parameter)),
+      is_neg_(tensor_.attr("is_neg")),
+      is_inference_(tensor_.attr("is_inference")),
+      untyped_storage_(tensor_.attr("untyped_storage")) {
+  const DLPackVersion& version = exchange_->header.version;
+  if (version.major != 1 || !exchange_->dltensor_from_py_object_no_sync) {
+    throw std::runtime_error("torch's DLPack exchange table is of version " +
+                             std::to_string(version.major) + "." + std::to_string(version.minor) +
+                             ", which this build of proxadam does not know; it knows 1.x");
+  }
+}
+
+Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceType device) const {
+  Admission admission;
+  admission.table.grad_scale = grad_scale;
+  admission.rejected.resize(groups.size());
+  std::vector<std::size_t> positions;  // of each entry, in its group's lists
+
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const py::handle group = groups[g];
+    const Options options = read_options(group);
+    admission.table.options.push_back(options);
+
+    std::array<py::list, kSlots> lists;
+    for (int slot = 0; slot < kSlots; ++slot) lists[slot] = group.attr(kListNames[slot]);
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (slot == kMaxExpAvgSq && !options.amsgrad) continue;
+      if (lists[slot].size() != lists[kParam].size()) {
+        throw std::invalid_argument(std::string("expected one of ") + kListNames[slot] +
+                                    " for each of " + std::to_string(lists[kParam].size()) +
+                                    " params, got " + std::to_string(lists[slot].size()));
+      }
+    }
+    for (std::size_t i = 0; i < lists[kParam].size(); ++i) {
+      PyObject* tensors[kSlots] = {};
+      for (int slot = 0; slot < kSlots; ++slot) {
+        if (slot == kMaxExpAvgSq && !options.amsgrad) continue;
+        tensors[slot] = PyList_GET_ITEM(lists[slot].ptr(), static_cast<Py_ssize_t>(i));
+      }
+      TensorEntry entry{};
+      StepCounter counter{};
+      if (!fits(tensors, options.amsgrad, device, entry, counter)) {
+        admission.rejected[g].push_back(i);
+        continue;
+      }
+      entry.group = static_cast<std::uint32_t>(g);
+      admission.table.entries.push_back(entry);
+      admission.counters.push_back(counter);
+      positions.push_back(i);
+    }
+  }
+
+  const std::vector<bool> shared = overlapping(admission.table.entries);
+  if (!shared.empty()) {
+    Admission kept;
+    for (std::size_t i = 0; i < shared.size(); ++i) {
+      const TensorEntry& entry = admission.table.entries[i];
+      if (shared[i]) {
+        admission.rejected[entry.group].push_back(positions[i]);
+      } else {
+        kept.table.entries.push_back(entry);
+        kept.counters.push_back(admission.counters[i]);
+      }
+    }
+    std::swap(admission.table.entries, kept.table.entries);
+    std::swap(admission.counters, kept.counters);
+  }
+  for (std::vector<std::size_t>& indices : admission.rejected) {
+    std::sort(indices.begin(), indices.end());
+    admission.all_fit = admission.all_fit && indices.empty();
+  }
+  return admission;
+}
+
+bool Gatekeeper::fits(PyObject* const* tensors, bool amsgrad, DLDeviceType device,
+                      TensorEntry& entry, StepCounter& counter) const {
+  DLTensor param, other, step;
+  if (!view(tensors[kParam], param) || param.device.device_type != device) return false;
+  if (!scalar_type(param.dtype, entry.dtype)) return false;
+  entry.numel = numel(param);
+  if (!is_dense(param, entry.numel) || !is_allocated(tensors[kParam], param)) return false;
+  entry.param = param.data;
+
+  void** addresses[kSlots] = {nullptr, &entry.grad, &entry.exp_avg, &entry.exp_avg_sq,
+                              &entry.max_exp_avg_sq};
+  for (int slot = kGrad; slot <= (amsgrad ? kMaxExpAvgSq : kExpAvgSq); ++slot) {
+    if (!view(tensors[slot], other) || !same_place_and_type(param, other) ||
+        !same_layout(param, other, entry.numel) || !is_allocated(tensors[slot], other)) {
+      return false;
+    }
+    *addresses[slot] = other.data;
+  }
+
+  ScalarType step_type;
+  if (!view(tensors[kStep], step) || step.device.device_type != kDLCPU || numel(step) != 1 ||
+      !scalar_type(step.dtype, step_type) || !is_allocated(tensors[kStep], step)) {
+    return false;
+  }
+  counter = {step.data, step_type == ScalarType::kFloat64};
+  if (step_type != ScalarType::kFloat32 && step_type != ScalarType::kFloat64) return false;
+
+  // DLPack does not show these: a view that negates on reading, and a tensor that may be written
+  // in inference mode alone.
+  return !answers_yes(is_neg_, tensors[kParam]) && !answers_yes(is_neg_, tensors[kGrad]) &&
+         !answers_yes(is_inference_, tensors[kParam]);
+}
+
+bool Gatekeeper::view(PyObject* tensor, DLTensor& out) const {
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  if (type != tensor_.ptr() && type != parameter_.ptr()) return false;  // a subclass may mean more
+  if (exchange_->dltensor_from_py_object_no_sync(tensor, &out) == 0) {
+    out.data = static_cast<char*>(out.data) + out.byte_offset;
+    return true;
+  }
+  PyErr_Clear();  // sparse, quantised, no storage, ...: Python's checks will say it
+  return false;
+}
+
+bool Gatekeeper::is_allocated(PyObject* tensor, const DLTensor& view) const {
+  // A freed storage has no address, and a view into it is at the view's offset from zero. No
+  // process maps tensors below 1 TiB on the usual 47-bit layout; where one does, ask the storage.
+  constexpr std::uintptr_t kLow = std::uintptr_t{1} << 40;
+  if (reinterpret_cast<std::uintptr_t>(view.data) >= kLow || numel(view) == 0) return true;
+  const auto storage = untyped_storage_(py::handle(tensor));
+  return storage.attr("data_ptr")().cast<std::uintptr_t>() != 0;
+}
+
+bool Gatekeeper::answers_yes(const py::object& method, PyObject* tensor) const {
+  PyObject* answer = PyObject_CallOneArg(method.ptr(), tensor);
+  if (!answer) throw py::error_already_set();
+  Py_DECREF(answer);
+  return answer == Py_True;
+}
+
+}  // namespace proxadam

@@ -1,0 +1,88 @@
+// How a number is stored and in what type it is computed: scalar_t and opmath_t, in ATen's words.
+//
+// bfloat16 and float16 are spelled with integer operations and selects alone, so that any compiler
+// vectorises them for any instruction set; both round to nearest, ties to even, and keep NaN.
+
+#pragma once
+
+#include <stdint.h>  // for uint16_t, uint32_t
+#include <string.h>  // for memcpy
+
+#include "prox_adam.h"  // for PROXADAM_INLINE
+
+namespace proxadam {
+
+enum class ScalarType : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+PROXADAM_INLINE int itemsize(ScalarType type) {
+  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
+}
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+template <typename scalar_t>
+struct OpMath {
+  using type = float;
+};
+template <>
+struct OpMath<double> {
+  using type = double;
+};
+
+PROXADAM_INLINE float as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+PROXADAM_INLINE uint32_t as_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+PROXADAM_INLINE float widen(float x) { return x; }
+PROXADAM_INLINE double widen(double x) { return x; }
+PROXADAM_INLINE float widen(bfloat16 x) { return as_float(uint32_t(x.bits) << 16); }
+PROXADAM_INLINE float widen(float16 x) {
+  // Shift the exponent and fraction into place and move the bias from 15 to 127. A subnormal is
+  // mantissa · 2^-24: built as 2^-14 + that, less 2^-14. Infinity and NaN take the top exponent.
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
+  const uint32_t rebased = magnitude + (112u << 23);
+  const float subnormal = as_float(magnitude + (113u << 23)) - as_float(113u << 23);
+  uint32_t bits = magnitude < (1u << 23) ? as_bits(subnormal) : rebased;
+  bits = magnitude >= (31u << 23) ? magnitude | (255u << 23) : bits;
+  return as_float(bits | uint32_t(x.bits & 0x8000u) << 16);
+}
+
+PROXADAM_INLINE void narrow(float x, float& out) { out = x; }
+PROXADAM_INLINE void narrow(double x, double& out) { out = x; }
+PROXADAM_INLINE void narrow(float x, bfloat16& out) {
+  const uint32_t bits = as_bits(x);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const uint32_t quiet_nan = bits >> 16 | 0x40u;
+  out.bits = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+}
+PROXADAM_INLINE void narrow(float x, float16& out) {
+  // Adding 2^-1 to a value below 2^-14 leaves its float16 subnormal, rounded, in the low bits.
+  const uint32_t sign = as_bits(x) & 0x80000000u;
+  const uint32_t magnitude = as_bits(x) ^ sign;
+  const uint32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f);
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  uint32_t bits = magnitude < (113u << 23) ? subnormal : normal;
+  bits = magnitude >= (143u << 23) ? 0x7c00u : bits;
+  bits = magnitude > 0x7f800000u ? 0x7e00u : bits;
+  out.bits = uint16_t(bits | sign >> 16);
+}
+
+// float16 may round a tiny negative value to −0.0; under the prox no zero carries a sign.
+template <typename scalar_t>
+PROXADAM_INLINE void drop_zero_sign(scalar_t&) {}
+PROXADAM_INLINE void drop_zero_sign(float16& x) { x.bits = x.bits == 0x8000u ? 0 : x.bits; }
+PROXADAM_INLINE void drop_zero_sign(bfloat16& x) { x.bits = x.bits == 0x8000u ? 0 : x.bits; }
+
+}  // namespace proxadam

@@ -1,0 +1,22 @@
+"""ProxAdam: Adam and AdamW that make weights exactly zero, at no cost in speed."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+
+from .backends import available_backends, is_built
+from .functional import prox_adam
+from .optimizer import ProxAdam, ProxAdamW
+from .prox import prox_elastic_net, soft_threshold
+
+__version__ = _version("proxadam")
+
+__all__ = [
+    "ProxAdam",
+    "ProxAdamW",
+    "available_backends",
+    "is_built",
+    "prox_adam",
+    "prox_elastic_net",
+    "soft_threshold",
+]

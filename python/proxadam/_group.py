@@ -1,0 +1,83 @@
+"""One parameter group on its way through a step: parallel lists of tensors and the options."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+METRICS = ("adaptive", "euclidean")
+_LISTS = (
+    "params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Group:
+    """The arguments of one :func:`proxadam.prox_adam` call.
+
+    ``max_exp_avg_sqs`` is empty unless ``amsgrad``; the other lists have one entry a parameter.
+    The native module reads these attributes by name.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    max_exp_avg_sqs: list[Tensor]
+    state_steps: list[Tensor]
+    lr: float | Tensor
+    beta1: float | Tensor
+    beta2: float | Tensor
+    eps: float
+    weight_decay: float
+    l1: float | Tensor
+    l2: float | Tensor
+    metric: str
+    max_shrink: float
+    amsgrad: bool
+    maximize: bool
+    decoupled_weight_decay: bool
+    foreach: bool | None
+    capturable: bool
+    differentiable: bool
+    fused: bool | None
+
+    @property
+    def has_prox(self) -> bool:
+        """Whether there is anything to do after Adam; a strength off the host may be nonzero."""
+        return any(_on_device(value) or value != 0 for value in (self.l1, self.l2))
+
+    def tensor_lists(self) -> tuple[list[Tensor], ...]:
+        """The lists of parameter-shaped tensors, in the order of the fields."""
+        return (self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
+
+    def take(self, indices: list[int]) -> Group:
+        """The same options over some of the parameters."""
+        lists = {name: getattr(self, name) for name in _LISTS}
+        taken = {name: [xs[i] for i in indices] if xs else [] for name, xs in lists.items()}
+        return replace(self, **taken)
+
+
+def check_prox_options(
+    l1: float | Tensor, l2: float | Tensor, metric: str, max_shrink: float
+) -> None:
+    """Raise ValueError, naming the option and its value, where one is out of range."""
+    for name, value in (("l1", l1), ("l2", l2), ("max_shrink", max_shrink)):
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        if _on_device(value):
+            continue
+        if name == "max_shrink":
+            if not value >= 1:
+                raise ValueError(f"Invalid max_shrink value: {value}, expected ≥ 1 (inf allowed)")
+        elif not 0 <= value < math.inf:
+            raise ValueError(f"Invalid {name} value: {value}, expected finite and ≥ 0")
+    if metric not in METRICS:
+        raise ValueError(f"Invalid metric: {metric!r}, expected one of {METRICS}")
+
+
+def _on_device(value: float | Tensor) -> bool:
+    """Whether reading the value would make the host wait for a device."""
+    return isinstance(value, Tensor) and not value.is_cpu

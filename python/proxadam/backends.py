@@ -1,0 +1,80 @@
+"""Which kernels are there. This is the one place that imports a native module.
+
+Built and available are two questions: a kernel is built if its module imports, and available if
+it can also run on this machine with this torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+__all__ = ["available_backends", "is_built"]
+
+_KERNELS = ("cpu", "cuda")
+
+
+def is_built(device_type: str) -> bool:
+    """Whether the native kernel for ``device_type``, "cpu" or "cuda", was built and imports.
+
+    Raises:
+        ValueError: any other ``device_type``.
+    """
+    return _import(device_type)[0] is not None
+
+
+def available_backends() -> list[str]:
+    """The kernels that can run here, fastest first, and "torch", which always can."""
+    return [device_type for device_type in _KERNELS if kernel(device_type)] + ["torch"]
+
+
+@functools.cache
+def kernel(device_type: str) -> ModuleType | None:
+    """The native module for ``device_type``, ready to step, or None."""
+    return None if reason_for_fallback(device_type) else _import(device_type)[0]
+
+
+@functools.cache
+def reason_for_fallback(device_type: str) -> str | None:
+    """Why torch ops take the step on ``device_type``, in words; None where the kernel does."""
+    if device_type not in _KERNELS:
+        return f"there is no ProxAdam kernel for {device_type} tensors"
+    module, error = _import(device_type)
+    if module is None:
+        return (
+            f"the {device_type} kernel is not built here ({error}); reinstall proxadam with a C++17"
+            " compiler at hand, and PROXADAM_REQUIRE_NATIVE=1 to see what the build says"
+        )
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if exchange is None:
+        return f"torch {torch.__version__} has no DLPack exchange table; torch ≥ 2.10 has"
+    try:
+        module.bind(exchange, torch.Tensor, torch.nn.Parameter, _torch_parallel_for())
+    except (RuntimeError, ImportError) as refused:
+        return str(refused)
+    return None
+
+
+@functools.cache
+def _import(device_type: str) -> tuple[ModuleType | None, str]:
+    if device_type not in _KERNELS:
+        raise ValueError(f"Invalid device_type: {device_type!r}, expected one of {_KERNELS}")
+    try:
+        return importlib.import_module(f"proxadam._{device_type}"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+def _torch_parallel_for() -> int:
+    """Address of torch's thread pool, a stable C function of libtorch_cpu; 0 to run serially."""
+    library = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        if (library / name).exists():
+            function = getattr(ctypes.CDLL(str(library / name)), "torch_parallel_for", None)
+            return ctypes.cast(function, ctypes.c_void_p).value or 0 if function else 0
+    return 0

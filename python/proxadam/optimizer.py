@@ -1,0 +1,372 @@
+"""ProxAdam and ProxAdamW: torch.optim.Adam and AdamW whose weights can become exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    _get_scalar_dtype,
+    _use_grad_for_differentiable,
+)
+
+from . import _dispatch, backends
+from ._checks import check_not_sparse
+from ._group import Group, check_prox_options
+
+__all__ = ["ProxAdam", "ProxAdamW"]
+
+_TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
+
+
+class ProxAdam(Optimizer):
+    r"""Adam with an elastic-net proximal step: a drop-in for :class:`torch.optim.Adam`.
+
+    Minimises ``loss(w) + l1 · Σ|w| + (l2 / 2) · Σ w²``. Each step takes Adam's result z, with
+    Adam's own denominator d = √(v̂) + eps, and then, where l1 or l2 is not zero,
+
+    .. math::
+        \tau = lr \cdot l1 / d, \quad \sigma = lr \cdot l2 / d, \quad
+        y = (z - \mathrm{clamp}(z, -\tau, \tau)) / (1 + \sigma), \quad
+        w = \min(\max(y,\; z - C),\; z + C), \quad C = max\_shrink \cdot lr.
+
+    A weight at zero stays there exactly while |m̂| ≤ l1, and comes back by itself otherwise. The
+    metric is that of Yun, Lozano and Yang, *Adaptive proximal gradient methods* (2021), formula
+    (2); with l1 = l2 = 0 the optimizer is torch's Adam.
+
+    Args:
+        params: iterable of parameters, of named parameters, or of dicts that define groups.
+        lr: learning rate; a float or a one-element tensor. (default: 1e-3)
+        betas: decay of the two moments; both floats or both one-element tensors.
+            (default: (0.9, 0.999))
+        eps: term added to the denominator. (default: 1e-8)
+        weight_decay: decay coefficient; added to the gradient, or taken from the weights if
+            ``decoupled_weight_decay``. (default: 0)
+        amsgrad: use the running maximum of the second moment. (default: False)
+        l1: weight of Σ|w|, finite and ≥ 0, in the units of the gradient; a float or a one-element
+            tensor. (default: 0)
+        l2: weight of ½ Σ w², finite and ≥ 0. (default: 0)
+        metric: "adaptive" gives each coordinate its own threshold lr · l1 / d, and then the
+            solutions are those of the objective above; "euclidean" gives all the same lr · l1,
+            which does not depend on the scale of the loss. (default: "adaptive")
+        max_shrink: how far the prox may pull a weight in one step, in units of lr; ≥ 1, inf for
+            no bound. It protects weights that have had almost no gradient. (default: 10)
+        decoupled_weight_decay: AdamW's decay in place of Adam's. (default: False)
+        maximize: ascend the loss; the prox still shrinks. (default: False)
+        foreach: torch ops on lists of tensors (True) or tensor by tensor (False); either forbids
+            the kernel. None chooses. (default: None)
+        capturable: keep the step on the device, for CUDA graphs. (default: False)
+        differentiable: let autograd through the step; torch ops. (default: False)
+        fused: None takes the kernel for every tensor it fits and torch ops for the others; True
+            demands it; False forbids it. (default: None)
+
+    Raises:
+        ValueError: an argument out of range; the message names it and its value.
+        RuntimeError: ``fused`` together with ``foreach`` or ``differentiable``; ``fused=True``
+            where no kernel is; and, in :meth:`step`, sparse gradients or tensors that do not fit
+            one another, before anything is written.
+        AssertionError: in :meth:`step`, ``capturable=True`` for tensors that cannot be captured.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        l1: float | Tensor = 0.0,
+        l2: float | Tensor = 0.0,
+        metric: str = "adaptive",
+        max_shrink: float = 10.0,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        _check_adam_options(lr, betas, eps, weight_decay, foreach, capturable)
+        check_prox_options(l1, l2, metric, max_shrink)
+        if fused and differentiable:
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if fused and foreach:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        beta1, beta2 = (b.squeeze() if isinstance(b, Tensor) else b for b in betas)
+        defaults = {
+            "lr": lr,
+            "betas": (beta1, beta2),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "l1": l1,
+            "l2": l2,
+            "metric": metric,
+            "max_shrink": max_shrink,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its own l1, l2, metric and max_shrink are held to the same ranges."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_prox_options(group["l1"], group["l2"], group["metric"], group["max_shrink"])
+            if group["fused"]:
+                _check_kernel_is_there(group["params"])
+        except (RuntimeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in _LATER_OPTIONS.items():
+                group.setdefault(name, value)
+            for param in group["params"]:
+                param_state = self.state.get(param)
+                if param_state and not isinstance(param_state["step"], Tensor):
+                    param_state["step"] = _new_step(param, group, float(param_state["step"]))
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # GradScaler asks for this. A property, because deepcopy and load_state_dict keep only
+        # the groups; True only where every group promises the kernel, as in torch.optim.
+        return all(group["fused"] for group in self.param_groups)
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: reevaluates the model and returns the loss. (default: None)
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError, ValueError, AssertionError: as the class says; nothing is written then.
+        """
+        self._accelerator_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = []
+        for group in self.param_groups:
+            lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+            self._init_group(group, *lists)
+            beta1, beta2 = group["betas"]
+            groups.append(
+                Group(
+                    *lists,
+                    lr=group["lr"],
+                    beta1=beta1,
+                    beta2=beta2,
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                    l1=group["l1"],
+                    l2=group["l2"],
+                    metric=group["metric"],
+                    max_shrink=group["max_shrink"],
+                    amsgrad=group["amsgrad"],
+                    maximize=group["maximize"],
+                    decoupled_weight_decay=group["decoupled_weight_decay"],
+                    foreach=group["foreach"],
+                    capturable=group["capturable"],
+                    differentiable=group["differentiable"],
+                    fused=group["fused"],
+                )
+            )
+        grad_scale = getattr(self, "grad_scale", None)
+        found_inf = getattr(self, "found_inf", None)
+        _dispatch.step(groups, grad_scale, found_inf)
+        return loss
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params_with_grad: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        max_exp_avg_sqs: list[Tensor],
+        state_steps: list[Tensor],
+    ) -> None:
+        """Fill the lists with the parameters that have a gradient, and with their state.
+
+        torch.compile knows this method by its name. It runs for every parameter at every step, so
+        it reads each attribute once; the kernel's gatekeeper does the checking.
+        """
+        get_state = self.state.get
+        amsgrad = group["amsgrad"]
+        for param in group["params"]:
+            grad = param.grad
+            if grad is None:
+                continue
+            state = get_state(param)
+            if not state:
+                state = self._init_state(param, grad, group)
+            params_with_grad.append(param)
+            grads.append(grad)
+            exp_avgs.append(state["exp_avg"])
+            exp_avg_sqs.append(state["exp_avg_sq"])
+            if amsgrad:
+                max_exp_avg_sqs.append(_max_exp_avg_sq(state))
+            state_steps.append(state["step"])
+        if params_with_grad and group["differentiable"]:
+            if any(step_t.requires_grad for step_t in state_steps):
+                raise RuntimeError(
+                    "`requires_grad` is not supported for `step` in differentiable mode"
+                )
+        if params_with_grad and group["foreach"] and not group["capturable"]:
+            if isinstance(group["lr"], Tensor):
+                raise RuntimeError(_TENSOR_LR)
+
+    def _init_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        check_not_sparse(grad)
+        state = self.state[param]
+        state["step"] = _new_step(param, group)
+        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state
+
+
+class ProxAdamW(ProxAdam):
+    """:class:`ProxAdam` with decoupled weight decay: a drop-in for :class:`torch.optim.AdamW`.
+
+    The weights are multiplied by 1 − lr · weight_decay before the Adam step, and the gradient is
+    left alone. Arguments and errors are those of :class:`ProxAdam`, with ``weight_decay`` 1e-2
+    by default and ``decoupled_weight_decay`` always on.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        l1: float | Tensor = 0.0,
+        l2: float | Tensor = 0.0,
+        metric: str = "adaptive",
+        max_shrink: float = 10.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            l1=l1,
+            l2=l2,
+            metric=metric,
+            max_shrink=max_shrink,
+            decoupled_weight_decay=True,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
+
+
+# What a checkpoint of torch.optim, or of an older torch, may lack.
+_LATER_OPTIONS = {
+    "amsgrad": False,
+    "l1": 0.0,
+    "l2": 0.0,
+    "metric": "adaptive",
+    "max_shrink": 10.0,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": False,
+}
+
+
+def _check_adam_options(
+    lr: float | Tensor,
+    betas: tuple[float | Tensor, float | Tensor],
+    eps: float,
+    weight_decay: float,
+    foreach: bool | None,
+    capturable: bool,
+) -> None:
+    """torch.optim.Adam's own checks, in its order and its words."""
+    listwise = foreach and not capturable
+    if isinstance(lr, Tensor):
+        if listwise:
+            raise ValueError(_TENSOR_LR)
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+    if not 0.0 <= lr:
+        raise ValueError(f"Invalid learning rate: {lr}")
+    if not 0.0 <= eps:
+        raise ValueError(f"Invalid epsilon value: {eps}")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ValueError(f"Tensor betas[{i}] must be 1-element")
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+    if not 0.0 <= weight_decay:
+        raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+    kinds = [float if isinstance(b, float) else Tensor for b in betas]
+    if kinds[0] is not kinds[1] or not all(map(isinstance, betas, kinds)):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and listwise:
+            raise ValueError(
+                f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
+            )
+
+
+def _check_kernel_is_there(params: list[Tensor]) -> None:
+    for device_type in {param.device.type for param in params}:
+        reason = backends.reason_for_fallback(device_type)
+        if reason:
+            raise RuntimeError(f"`fused=True` cannot be had: {reason}; fused=None takes torch ops.")
+
+
+def _new_step(param: Tensor, group: dict[str, Any], value: float = 0.0) -> Tensor:
+    # torch.optim's placement: on the host, where reading it is free, unless a kernel reads it.
+    on_device = group["capturable"] or group["fused"]
+    return torch.tensor(
+        value,
+        dtype=_get_scalar_dtype(is_fused=group["fused"]),
+        device=param.device if on_device else "cpu",
+    )
+
+
+def _max_exp_avg_sq(state: dict[str, Tensor]) -> Tensor:
+    # Made here and not with the rest: amsgrad may be switched on in the middle of a run.
+    if "max_exp_avg_sq" not in state:
+        state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+    return state["max_exp_avg_sq"]
