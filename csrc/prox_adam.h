@@ -37,11 +37,13 @@ struct Options {
   bool decoupled_weight_decay;
 };
 
-enum class Prox { kNone, kAdaptive, kEuclidean };
+// What becomes of the parameter: nothing where lr = 0, Adam's result, or its prox in a metric.
+enum class Update { kFrozen, kAdam, kAdaptive, kEuclidean };
 
-PROXADAM_INLINE Prox prox_of(const Options& o) {
-  if (o.l1 == 0 && o.l2 == 0) return Prox::kNone;
-  return o.euclidean ? Prox::kEuclidean : Prox::kAdaptive;
+PROXADAM_INLINE Update update_of(const Options& o) {
+  if (o.lr == 0) return Update::kFrozen;
+  if (o.l1 == 0 && o.l2 == 0) return Update::kAdam;
+  return o.euclidean ? Update::kEuclidean : Update::kAdaptive;
 }
 
 // What a step multiplies with: computed once per parameter in double, then narrowed once.
@@ -60,15 +62,13 @@ struct StepConstants {
   opmath_t lr_l1;         // the threshold carries plain lr, never step_size
   opmath_t lr_l2;
   opmath_t max_pull;      // max_shrink · lr
-  bool frozen;            // lr = 0: the moments move, the parameter does not
 
   template <typename other_t>
   PROXADAM_INLINE StepConstants<opmath_t> from(const StepConstants<other_t>& c) {
     return {opmath_t(c.grad_sign), opmath_t(c.grad_scale), opmath_t(c.coupled_decay),
             opmath_t(c.decay_factor), opmath_t(c.lerp_weight), opmath_t(c.beta2),
             opmath_t(c.one_minus_beta2), opmath_t(c.inv_bias_correction2_sqrt), opmath_t(c.eps),
-            opmath_t(c.step_size), opmath_t(c.lr_l1), opmath_t(c.lr_l2), opmath_t(c.max_pull),
-            c.frozen};
+            opmath_t(c.step_size), opmath_t(c.lr_l1), opmath_t(c.lr_l2), opmath_t(c.max_pull)};
   }
 };
 
@@ -91,7 +91,6 @@ PROXADAM_INLINE StepConstants<double> step_constants(const Options& o, double st
   c.lr_l1 = o.lr * o.l1;
   c.lr_l2 = o.lr * o.l2;
   c.max_pull = o.max_shrink * o.lr;
-  c.frozen = o.lr == 0;
   return c;
 }
 
@@ -114,16 +113,13 @@ PROXADAM_INLINE opmath_t soft_threshold(opmath_t x, opmath_t threshold) {
 
 // One element's step, in opmath precision: param, exp_avg, exp_avg_sq (and max_exp_avg_sq with
 // amsgrad) are replaced by their new values. `grad` is already divided by the gradient scale.
-template <Prox prox, bool amsgrad, typename opmath_t>
+template <Update update, bool amsgrad, typename opmath_t>
 PROXADAM_INLINE void prox_adam_update(const StepConstants<opmath_t>& c, opmath_t grad,
                                       opmath_t& param, opmath_t& exp_avg, opmath_t& exp_avg_sq,
                                       opmath_t& max_exp_avg_sq) {
-  const opmath_t old_param = param;
-
-  // decay
+  // decay, of which AdamW's part comes with the parameter's update below
   grad = c.grad_sign * grad;
   grad = c.coupled_decay != 0 ? grad + c.coupled_decay * param : grad;
-  param = c.decay_factor * param;
 
   // moments; the lerp as ATen has it, exact at both of its ends
   const opmath_t diff = grad - exp_avg;
@@ -138,19 +134,22 @@ PROXADAM_INLINE void prox_adam_update(const StepConstants<opmath_t>& c, opmath_t
                          : exp_avg_sq;
     second_moment = max_exp_avg_sq;
   }
-  const opmath_t denom = square_root(second_moment) * c.inv_bias_correction2_sqrt + c.eps;
+  if (update == Update::kFrozen) return;
 
-  if (prox == Prox::kNone) {
+  // Adam
+  const opmath_t denom = square_root(second_moment) * c.inv_bias_correction2_sqrt + c.eps;
+  param = c.decay_factor * param;
+  if (update == Update::kAdam) {
     param = param - c.step_size * exp_avg / denom;
-  } else {
-    // Adam, then the prox in its metric: threshold, shrink, and the bound on both together.
-    const opmath_t inv_denom = 1 / denom;
-    const opmath_t z = param - c.step_size * exp_avg * inv_denom;
-    const opmath_t metric = prox == Prox::kAdaptive ? inv_denom : opmath_t(1);
-    const opmath_t shrunk = soft_threshold(z, c.lr_l1 * metric) / (1 + c.lr_l2 * metric);
-    param = clamp(shrunk, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
+    return;
   }
-  param = c.frozen ? old_param : param;
+  const opmath_t inv_denom = 1 / denom;
+  const opmath_t z = param - c.step_size * exp_avg * inv_denom;
+
+  // prox in the metric: threshold, shrink, and a bound on the two together
+  const opmath_t metric = update == Update::kAdaptive ? inv_denom : opmath_t(1);
+  const opmath_t shrunk = soft_threshold(z, c.lr_l1 * metric) / (1 + c.lr_l2 * metric);
+  param = clamp(shrunk, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
 }
 
 }  // namespace proxadam

@@ -15,8 +15,8 @@ namespace proxadam {
 namespace PROXADAM_CPU_CAPABILITY {
 namespace {
 
-template <typename param_t, typename grad_t, typename state_t, Prox prox, bool amsgrad,
-          bool unscale>
+template <typename param_t, typename grad_t, typename state_t, Update update,
+          bool amsgrad, bool unscale>
 void update_range(const RangeArguments& range) {
   using opmath_t = typename OpMath<param_t>::type;
   const auto c = StepConstants<opmath_t>::from(*range.constants);
@@ -38,38 +38,42 @@ void update_range(const RangeArguments& range) {
     opmath_t exp_avg = widen(exp_avgs[i]);
     opmath_t exp_avg_sq = widen(exp_avg_sqs[i]);
     opmath_t max_exp_avg_sq = amsgrad ? widen(max_exp_avg_sqs[i]) : opmath_t(0);
-    prox_adam_update<prox, amsgrad>(c, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
-    param_t rounded;
-    narrow(param, rounded);
-    if (prox != Prox::kNone && !c.frozen) drop_zero_sign(rounded);
-    params[i] = rounded;
+    prox_adam_update<update, amsgrad>(c, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
+    if (update != Update::kFrozen) {
+      param_t rounded;
+      narrow(param, rounded);
+      if (update != Update::kAdam) drop_zero_sign(rounded);
+      params[i] = rounded;
+    }
     narrow(exp_avg, exp_avgs[i]);
     narrow(exp_avg_sq, exp_avg_sqs[i]);
     if (amsgrad) narrow(max_exp_avg_sq, max_exp_avg_sqs[i]);
   }
 }
 
-template <typename scalar_t, Prox prox, bool amsgrad>
+template <typename scalar_t, Update update, bool amsgrad>
 RangeKernel with_unscale(const RangeKernelKey& key) {
-  return key.unscale ? update_range<scalar_t, scalar_t, scalar_t, prox, amsgrad, true>
-                     : update_range<scalar_t, scalar_t, scalar_t, prox, amsgrad, false>;
+  return key.unscale ? update_range<scalar_t, scalar_t, scalar_t, update, amsgrad, true>
+                     : update_range<scalar_t, scalar_t, scalar_t, update, amsgrad, false>;
 }
 
-template <typename scalar_t, Prox prox>
+template <typename scalar_t, Update update>
 RangeKernel with_amsgrad(const RangeKernelKey& key) {
-  return key.amsgrad ? with_unscale<scalar_t, prox, true>(key)
-                     : with_unscale<scalar_t, prox, false>(key);
+  return key.amsgrad ? with_unscale<scalar_t, update, true>(key)
+                     : with_unscale<scalar_t, update, false>(key);
 }
 
 template <typename scalar_t>
-RangeKernel with_prox(const RangeKernelKey& key) {
-  switch (key.prox) {
-    case Prox::kNone:
-      return with_amsgrad<scalar_t, Prox::kNone>(key);
-    case Prox::kAdaptive:
-      return with_amsgrad<scalar_t, Prox::kAdaptive>(key);
-    case Prox::kEuclidean:
-      return with_amsgrad<scalar_t, Prox::kEuclidean>(key);
+RangeKernel with_update(const RangeKernelKey& key) {
+  switch (key.update) {
+    case Update::kFrozen:
+      return with_amsgrad<scalar_t, Update::kFrozen>(key);
+    case Update::kAdam:
+      return with_amsgrad<scalar_t, Update::kAdam>(key);
+    case Update::kAdaptive:
+      return with_amsgrad<scalar_t, Update::kAdaptive>(key);
+    case Update::kEuclidean:
+      return with_amsgrad<scalar_t, Update::kEuclidean>(key);
   }
   return nullptr;
 }
@@ -79,13 +83,13 @@ RangeKernel with_prox(const RangeKernelKey& key) {
 RangeKernel range_kernel(const RangeKernelKey& key) {
   switch (key.dtype) {
     case ScalarType::kFloat32:
-      return with_prox<float>(key);
+      return with_update<float>(key);
     case ScalarType::kFloat64:
-      return with_prox<double>(key);
+      return with_update<double>(key);
     case ScalarType::kBFloat16:
-      return with_prox<bfloat16>(key);
+      return with_update<bfloat16>(key);
     case ScalarType::kFloat16:
-      return with_prox<float16>(key);
+      return with_update<float16>(key);
   }
   return nullptr;
 }

@@ -5,7 +5,7 @@
 
 #include <stdint.h>  // for int64_t
 
-#include "../prox_adam.h"     // for Prox, StepConstants
+#include "../prox_adam.h"     // for Update, StepConstants
 #include "../scalar_types.h"  // for ScalarType
 
 namespace proxadam {
@@ -25,7 +25,7 @@ using RangeKernel = void (*)(const RangeArguments&);
 
 struct RangeKernelKey {
   ScalarType dtype;
-  Prox prox;
+  Update update;
   bool amsgrad;
   bool unscale;  // divide the gradients by grad_scale, and write them back
 };

@@ -33,7 +33,7 @@ void step_cpu(const TensorTable& table, const Capability& capability, ParallelFo
     const Options& options = table.options[entry.group];
     work.plan.add(entry.numel);
     work.kernels.push_back(capability.range_kernel(
-        {entry.dtype, prox_of(options), options.amsgrad, table.grad_scale != 1}));
+        {entry.dtype, update_of(options), options.amsgrad, table.grad_scale != 1}));
   }
   if (parallel_for && work.plan.work() > kGrain) {
     parallel_for(0, work.plan.work(), kGrain, run, &work);  // fails only where run() throws
