@@ -79,10 +79,4 @@ PROXADAM_INLINE void narrow(float x, float16& out) {
   out.bits = uint16_t(bits | sign >> 16);
 }
 
-// float16 may round a tiny negative value to −0.0; under the prox no zero carries a sign.
-template <typename scalar_t>
-PROXADAM_INLINE void drop_zero_sign(scalar_t&) {}
-PROXADAM_INLINE void drop_zero_sign(float16& x) { x.bits = x.bits == 0x8000u ? 0 : x.bits; }
-PROXADAM_INLINE void drop_zero_sign(bfloat16& x) { x.bits = x.bits == 0x8000u ? 0 : x.bits; }
-
 }  // namespace proxadam

@@ -8,6 +8,7 @@ std::vector<Capability> capabilities() {
   std::vector<Capability> found{{"baseline", baseline::range_kernel}};
 #ifdef PROXADAM_X86_UNITS
   __builtin_cpu_init();
+  // Every processor with AVX2 has F16C, which older compilers have no name for here.
   if (__builtin_cpu_supports("avx2")) found.push_back({"avx2", avx2::range_kernel});
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {

@@ -6,48 +6,56 @@
 #include "../prox_adam.h"
 #include "../scalar_types.h"
 #include "range_kernel_table.h"
+#include "working_tile.h"
 
-#ifndef PROXADAM_CPU_CAPABILITY
-#error "name the instruction set's namespace in PROXADAM_CPU_CAPABILITY"
+#if defined(_MSC_VER)
+#define PROXADAM_NOINLINE __declspec(noinline)
+#else
+#define PROXADAM_NOINLINE __attribute__((noinline))
 #endif
 
 namespace proxadam {
 namespace PROXADAM_CPU_CAPABILITY {
 namespace {
 
-template <typename param_t, typename grad_t, typename state_t, Update update,
-          bool amsgrad, bool unscale>
+// The loop that everything else is there for. Not inlined: one copy serves every storage type.
+template <Update update, bool amsgrad, bool unscale, typename opmath_t>
+PROXADAM_NOINLINE void update_elements(const StepConstants<opmath_t>& c, opmath_t* __restrict params,
+                     opmath_t* __restrict grads, opmath_t* __restrict exp_avgs,
+                     opmath_t* __restrict exp_avg_sqs, opmath_t* __restrict max_exp_avg_sqs,
+                     int64_t numel) {
+  for (int64_t i = 0; i < numel; ++i) {
+    if (unscale) grads[i] = grads[i] / c.grad_scale;
+    opmath_t max_exp_avg_sq = amsgrad ? max_exp_avg_sqs[i] : opmath_t(0);
+    prox_adam_update<update, amsgrad>(c, grads[i], params[i], exp_avgs[i], exp_avg_sqs[i],
+                                      max_exp_avg_sq);
+    if (amsgrad) max_exp_avg_sqs[i] = max_exp_avg_sq;
+  }
+}
+
+template <typename param_t, typename grad_t, typename state_t, Update update, bool amsgrad,
+          bool unscale>
 void update_range(const RangeArguments& range) {
   using opmath_t = typename OpMath<param_t>::type;
   const auto c = StepConstants<opmath_t>::from(*range.constants);
-  auto* __restrict params = static_cast<param_t*>(range.param) + range.begin;
-  auto* __restrict grads = static_cast<grad_t*>(range.grad) + range.begin;
-  auto* __restrict exp_avgs = static_cast<state_t*>(range.exp_avg) + range.begin;
-  auto* __restrict exp_avg_sqs = static_cast<state_t*>(range.exp_avg_sq) + range.begin;
-  auto* __restrict max_exp_avg_sqs =
-      amsgrad ? static_cast<state_t*>(range.max_exp_avg_sq) + range.begin : nullptr;
-  const int64_t numel = range.end - range.begin;
-
-  for (int64_t i = 0; i < numel; ++i) {
-    opmath_t grad = widen(grads[i]);
-    if (unscale) {
-      grad = grad / c.grad_scale;
-      narrow(grad, grads[i]);
-    }
-    opmath_t param = widen(params[i]);
-    opmath_t exp_avg = widen(exp_avgs[i]);
-    opmath_t exp_avg_sq = widen(exp_avg_sqs[i]);
-    opmath_t max_exp_avg_sq = amsgrad ? widen(max_exp_avg_sqs[i]) : opmath_t(0);
-    prox_adam_update<update, amsgrad>(c, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
+  WorkingTile<param_t, opmath_t> params(range.param);
+  WorkingTile<grad_t, opmath_t> grads(range.grad);
+  WorkingTile<state_t, opmath_t> exp_avgs(range.exp_avg);
+  WorkingTile<state_t, opmath_t> exp_avg_sqs(range.exp_avg_sq);
+  WorkingTile<state_t, opmath_t> max_exp_avg_sqs(range.max_exp_avg_sq);
+  for (int64_t begin = range.begin; begin < range.end; begin += kTile) {
+    const int64_t numel = range.end - begin < kTile ? range.end - begin : kTile;
+    update_elements<update, amsgrad, unscale>(
+        c, params.load(begin, numel), grads.load(begin, numel), exp_avgs.load(begin, numel),
+        exp_avg_sqs.load(begin, numel), amsgrad ? max_exp_avg_sqs.load(begin, numel) : nullptr,
+        numel);
     if (update != Update::kFrozen) {
-      param_t rounded;
-      narrow(param, rounded);
-      if (update != Update::kAdam) drop_zero_sign(rounded);
-      params[i] = rounded;
+      params.store(begin, numel, update != Update::kAdam);  // under the prox no zero has a sign
     }
-    narrow(exp_avg, exp_avgs[i]);
-    narrow(exp_avg_sq, exp_avg_sqs[i]);
-    if (amsgrad) narrow(max_exp_avg_sq, max_exp_avg_sqs[i]);
+    if (unscale) grads.store(begin, numel);
+    exp_avgs.store(begin, numel);
+    exp_avg_sqs.store(begin, numel);
+    if (amsgrad) max_exp_avg_sqs.store(begin, numel);
   }
 }
 

@@ -5,6 +5,8 @@ The kernel has a gatekeeper of its own, in C++; a tensor it turns away comes her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,13 +25,23 @@ _OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single"
     " memory location. ProxAdam found this in {what}; please clone() it before the step."
 )
-_DTYPES = (
-    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128,
-)  # fmt: skip
+_CONJUGATE = (
+    "{what} is a lazily conjugated view, which cannot be written in place; call its"
+    " resolve_conj() before the step."
+)
+_KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = (*_KERNEL_DTYPES, torch.complex64, torch.complex128)
 
 
-def check_tensors(group: Group) -> None:
+def check_tensors(
+    group: Group, indices: Sequence[int] | None = None, *, writes_grads: bool = False
+) -> None:
     """Raise where a parameter, its gradient or its state does not fit the step.
+
+    Args:
+        group: parameters, gradients, state and options.
+        indices: the parameters to look at; None for all.
+        writes_grads: whether the gradients are to be divided in place.
 
     Raises:
         RuntimeError: sparse gradient; unsupported dtype; shape, dtype or device that does not fit
@@ -38,19 +50,75 @@ def check_tensors(group: Group) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    state_lists = {
-        "exp_avg": group.exp_avgs,
-        "exp_avg_sq": group.exp_avg_sqs,
-        "max_exp_avg_sq": group.max_exp_avg_sqs,
-    }
-    for i, (param, grad) in enumerate(zip(group.params, group.grads, strict=True)):
-        what = f"parameter {i} of shape {tuple(param.shape)}"
+    for i in range(len(group.params)) if indices is None else indices:
+        param, what = group.params[i], _name(group, i)
         _check_param(group, param, what)
-        _check_grad(param, grad, what)
-        for name, tensors in state_lists.items():
-            if tensors:
-                _check_state(param, tensors[i], f"{name} of {what}")
+        _check_grad(param, group.grads[i], f"the gradient of {what}", writes_grads)
+        for name, state in _states(group, i).items():
+            _check_state(param, state, f"{name} of {what}")
         _check_step(param, group.state_steps[i], f"step of {what}")
+
+
+def why_kernel_cannot(group: Group, index: int) -> str:
+    """Say what the kernel's gatekeeper has against a parameter that torch ops can step.
+
+    Args:
+        group: parameters, gradients, state and options, checked.
+        index: which of the parameters was turned away.
+
+    Returns:
+        A clause, such as "parameter 0 of shape (2, 3) has dtype torch.complex64".
+    """
+    param, grad, step_t = group.params[index], group.grads[index], group.state_steps[index]
+    beside = {"gradient": grad, **_states(group, index)}
+    what = _name(group, index)
+    for name, tensor in {"data": param, **beside, "step": step_t}.items():
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"the {name} of {what} is of the subclass {type(tensor).__name__}"
+    if param.dtype not in _KERNEL_DTYPES:
+        return f"{what} has dtype {param.dtype}"
+    if not _is_dense(param):
+        return f"{what} has gaps or overlaps in memory, with strides {param.stride()}"
+    for name, tensor in beside.items():
+        if tensor.dtype != param.dtype:
+            return f"{what} has a {name} of another dtype, {tensor.dtype} beside {param.dtype}"
+        if tensor.numel() and _walk(tensor) != _walk(param):
+            return (
+                f"{what} has a {name} with other strides, {tensor.stride()} where the parameter"
+                f" has {param.stride()}"
+            )
+    if param.is_neg() or grad.is_neg():
+        return f"{what} or its gradient is a lazily negated view"
+    if param.is_inference():
+        return f"{what} is an inference tensor"
+    if step_t.device != param.device or step_t.dtype not in (torch.float32, torch.float64):
+        return f"{what} has its step on {step_t.device} in {step_t.dtype}"
+    return f"{what} shares memory with another parameter"
+
+
+def _name(group: Group, index: int) -> str:
+    return f"parameter {index} of shape {tuple(group.params[index].shape)}"
+
+
+def _states(group: Group, index: int) -> dict[str, Tensor]:
+    states = {"exp_avg": group.exp_avgs[index], "exp_avg_sq": group.exp_avg_sqs[index]}
+    if group.max_exp_avg_sqs:
+        states["max_exp_avg_sq"] = group.max_exp_avg_sqs[index]
+    return states
+
+
+def _walk(tensor: Tensor) -> list[tuple[int, int]]:
+    """(stride, size) of the dimensions that have more than one element."""
+    return [(s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(_walk(tensor)):
+        if stride != expected and tensor.numel():
+            return False
+        expected *= size
+    return True
 
 
 def check_not_sparse(grad: Tensor) -> None:
@@ -68,19 +136,17 @@ def _check_param(group: Group, param: Tensor, what: str) -> None:
             " use metric='euclidean' for its group, or l1=l2=0."
         )
     _check_writable(param, what)
-    if 0 in param.stride() and any(
-        size > 1 and stride == 0 for size, stride in zip(param.shape, param.stride(), strict=True)
-    ):
-        raise RuntimeError(_OVERLAP.format(what=what))
 
 
-def _check_grad(param: Tensor, grad: Tensor, what: str) -> None:
+def _check_grad(param: Tensor, grad: Tensor, what: str, written: bool) -> None:
     check_not_sparse(grad)
-    what = f"the gradient of {what}"
     _check_like(param, grad, what)
     if grad.dtype != param.dtype and not _widens(param, grad):
         raise RuntimeError(f"{what} has dtype {grad.dtype}, expected {param.dtype}.")
-    _check_allocated(grad, what)
+    if written:
+        _check_writable(grad, what)
+    else:
+        _check_allocated(grad, what)
 
 
 def _check_state(param: Tensor, state: Tensor, what: str) -> None:
@@ -106,6 +172,9 @@ def _check_step(param: Tensor, step_t: Tensor, what: str) -> None:
         )
     if not step_t.is_cpu and step_t.device != param.device:
         raise RuntimeError(f"{what} is on {step_t.device}, expected cpu or {param.device}.")
+    _check_writable(step_t, what)
+    if step_t.is_cpu and not step_t.item() >= 0:
+        raise RuntimeError(f"{what} is {step_t.item()}, expected a count of steps, ≥ 0.")
 
 
 def _check_like(param: Tensor, tensor: Tensor, what: str) -> None:
@@ -127,6 +196,10 @@ def _widens(param: Tensor, tensor: Tensor) -> bool:
 def _check_writable(tensor: Tensor, what: str) -> None:
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(_INFERENCE.format(what=what))
+    if tensor.is_conj():
+        raise RuntimeError(_CONJUGATE.format(what=what))
+    if tensor.numel() and any(stride == 0 for stride, _ in _walk(tensor)):
+        raise RuntimeError(_OVERLAP.format(what=what))
     _check_allocated(tensor, what)
 
 

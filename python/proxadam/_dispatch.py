@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from . import _torch, backends
-from ._checks import check_tensors
-from ._group import Group, check_prox_options
+from ._checks import check_tensors, why_kernel_cannot
+from ._group import Group, check_step_options
 
 
 def step(
@@ -27,15 +29,16 @@ def step(
         RuntimeError, ValueError, AssertionError: see :class:`proxadam.ProxAdam`.
     """
     for group in groups:
-        check_prox_options(group.l1, group.l2, group.metric, group.max_shrink)
+        check_step_options(group)
     wanted = [group for group in groups if _wants_kernel(group)]
     on_torch = [group for group in groups if not _wants_kernel(group)]
+    writes_grads = grad_scale is not None
     for group in on_torch:
-        check_tensors(group)
+        check_tensors(group, writes_grads=writes_grads)
         _torch.check_capturable(group)
     if found_inf is not None and found_inf.item() != 0:
         return
-    scale = 1.0 if grad_scale is None else float(grad_scale)
+    scale = float(grad_scale) if writes_grads else 1.0
 
     kernel = backends.kernel("cpu")
     if not kernel:
@@ -45,14 +48,16 @@ def step(
         plan = kernel.step(wanted, scale)
         left = [] if plan is None else [(wanted[i], indices) for i, indices in plan.rejected]
     for group, indices in left:
+        check_tensors(group, indices, writes_grads=writes_grads)
+        _check_not_demanded(group, indices)
         part = group.take(indices)
-        _check_left(part)
+        _torch.check_capturable(part)
         on_torch.append(part)
     if plan is not None:
         plan.launch()
     for group in wanted:
         increment_version(group.params)
-        if grad_scale is not None:
+        if writes_grads:
             increment_version(group.grads)
     for group in on_torch:
         _torch.step(group, grad_scale)
@@ -64,14 +69,13 @@ def _wants_kernel(group: Group) -> bool:
     return bool(group.fused) or (group.fused is None and group.foreach is None)
 
 
-def _check_left(group: Group) -> None:
-    """Check what the kernel has turned away; ``fused=True`` takes no for an error."""
-    check_tensors(group)
-    if group.fused and group.params:
-        param = group.params[0]
+def _check_not_demanded(group: Group, indices: Sequence[int]) -> None:
+    """Raise where ``fused=True`` demands the kernel for parameters that it has turned away."""
+    if group.fused and indices:
+        first = indices[0]
+        device_type = group.params[first].device.type
+        reason = backends.reason_for_fallback(device_type) or why_kernel_cannot(group, first)
         raise RuntimeError(
-            "`fused=True` needs the kernel for every parameter, and "
-            + (backends.reason_for_fallback(param.device.type) or _why_not(group))
-            + "; fused=None takes torch ops there."
+            f"`fused=True` needs the kernel for every parameter, and {reason}; fused=None takes"
+            " torch ops there."
         )
-    _torch.check_capturable(group)

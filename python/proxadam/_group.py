@@ -60,6 +60,14 @@ class Group:
         return replace(self, **taken)
 
 
+def check_step_options(group: Group) -> None:
+    """Raise ValueError where an option would make the step divide by zero or go astray."""
+    check_prox_options(group.l1, group.l2, group.metric, group.max_shrink)
+    for i, beta in enumerate((group.beta1, group.beta2)):
+        if not _on_device(beta) and not beta < 1:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+
+
 def check_prox_options(
     l1: float | Tensor, l2: float | Tensor, metric: str, max_shrink: float
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,8 +40,7 @@ def step(group: Group, grad_scale: _Scalar | None = None) -> None:
         AssertionError: ``capturable=True`` on a device that cannot capture, as torch.optim does.
     """
     if grad_scale is not None:
-        for grad in group.grads:
-            grad.div_(grad_scale)
+        group = replace(group, grads=_unscale(group.grads, _to_scalar(grad_scale)))
     rows = [list(row) for row in zip(*filter(None, group.tensor_lists()), strict=True)]
     for indices in _same_kind(group):
         kind = [rows[i] for i in indices]
@@ -54,7 +54,7 @@ def step(group: Group, grad_scale: _Scalar | None = None) -> None:
 
 def check_capturable(group: Group) -> None:
     """Raise torch.optim's AssertionError where ``capturable`` meets a device that is not."""
-    devices = _get_capturable_supported_devices()
+    devices = _get_capturable_supported_devices(supports_xla=not group.foreach)
     if group.capturable and not torch.compiler.is_compiling():
         for param, step_t in zip(group.params, group.state_steps, strict=True):
             if not param.device.type == step_t.device.type or param.device.type not in devices:
@@ -68,12 +68,9 @@ def check_capturable(group: Group) -> None:
 
 
 def _single_tensor(group: Group, row: _Row, step: _Scalar) -> None:
-    is_complex = row[0].is_complex()
-    if is_complex:
-        row = [torch.view_as_real(tensor) for tensor in row]
     for ((tensors, _),) in _blocks([row], [step], whole=isinstance(step, Tensor)):
         working = _upcast(tensors)
-        _update(group, *working, step=step, is_complex=is_complex)
+        _update(group, *working, step=step)
         _round_back(group, [tensors], [working])
 
 
@@ -86,11 +83,11 @@ def _update(
     max_exp_avg_sq: Tensor | None = None,
     *,
     step: _Scalar,
-    is_complex: bool,
 ) -> None:
     lr, beta1, beta2 = _to_scalar(group.lr), _to_scalar(group.beta1), _to_scalar(group.beta2)
     weight_decay, differentiable = group.weight_decay, group.differentiable
     moves_param = differentiable or not _is_zero(lr)
+    weight = param
 
     if group.maximize:
         grad = -grad
@@ -103,15 +100,19 @@ def _update(
         else:
             grad = grad.add(param, alpha=weight_decay)
 
+    if param.is_complex():
+        param, grad, exp_avg, exp_avg_sq = map(_as_real, (param, grad, exp_avg, exp_avg_sq))
+        max_exp_avg_sq = None if max_exp_avg_sq is None else _as_real(max_exp_avg_sq)
     exp_avg.lerp_(grad, 1 - _like(beta1, param))
     if _needs_grad(beta2):  # addcmul_ takes no tensor value; the lerp is the same mean
         exp_avg_sq.lerp_(torch.square(grad), weight=1 - beta2)
     else:
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     if max_exp_avg_sq is not None:
-        # maximum's backward pass needs its input as it was; the next step overwrites it.
-        previous = max_exp_avg_sq.clone() if differentiable else max_exp_avg_sq
-        exp_avg_sq = max_exp_avg_sq.copy_(torch.maximum(previous, exp_avg_sq))
+        both = (max_exp_avg_sq, exp_avg_sq)
+        if differentiable:  # the backward pass needs them as they are; the next step overwrites
+            both = tuple(tensor.clone() for tensor in both)
+        exp_avg_sq = max_exp_avg_sq.copy_(torch.maximum(*both))
     if not moves_param:
         return
 
@@ -131,11 +132,12 @@ def _update(
         denom = (exp_avg_sq.sqrt() / (bias_correction2.sqrt() * negated)).add_(group.eps / negated)
         param.addcdiv_(numerator, denom)
     if group.has_prox:
-        _prox_(group, torch.view_as_complex(param) if is_complex else param, denom, lr)
+        _prox_(group, weight, denom, lr)
 
 
-def _prox_(group: Group, z: Tensor, denom: Tensor, lr: _Scalar) -> None:
-    """Replace Adam's result ``z`` by its elastic-net prox in the group's metric, bounded."""
+def _prox_(group: Group, param: Tensor, denom: Tensor, lr: _Scalar) -> None:
+    """Replace Adam's result by its elastic-net prox in the group's metric, bounded."""
+    z = param.clone() if group.differentiable else param
     step_size = lr / denom if group.metric == "adaptive" else lr
     shrunk = prox_elastic_net(z, _to_scalar(group.l1), _to_scalar(group.l2), step_size)
     if group.max_shrink < math.inf:
@@ -145,7 +147,7 @@ def _prox_(group: Group, z: Tensor, denom: Tensor, lr: _Scalar) -> None:
             shrunk = torch.where(pull.abs() > bound, z + pull * (bound / pull.abs()), shrunk)
         else:
             shrunk = shrunk.clamp(z - bound, z + bound)
-    z.copy_(shrunk.add_(0.0))  # −0.0 + 0.0 = +0.0: under the prox no zero has a sign
+    param.copy_(shrunk.add_(0.0))  # −0.0 + 0.0 = +0.0: under the prox no zero has a sign
 
 
 # ---- a list of tensors at a time --------------------------------------------------------------
@@ -153,7 +155,7 @@ def _prox_(group: Group, z: Tensor, denom: Tensor, lr: _Scalar) -> None:
 
 def _multi_tensor(group: Group, rows: list[_Row], steps: list[_Scalar]) -> None:
     if rows[0][0].is_complex():
-        rows = [[torch.view_as_real(t) for t in row] for row in rows]
+        rows = [[_as_real(tensor) for tensor in row] for row in rows]
     for block in _blocks(rows, steps, whole=not rows[0][0].is_cpu):
         tensors = [row for row, _ in block]
         working = [_upcast(row) for row in tensors]
@@ -255,17 +257,19 @@ def _uses_foreach(group: Group, rows: list[_Row]) -> bool:
     params = [row[0] for row in rows]
     if group.has_prox and params[0].is_complex():
         return False
-    if group.foreach is not None:
-        return group.foreach
-    _, foreach = _default_to_fused_or_foreach(params, group.differentiable, use_fused=False)
-    return foreach and not (isinstance(group.lr, Tensor) and not group.capturable)
+    foreach = group.foreach
+    if foreach is None:
+        _, foreach = _default_to_fused_or_foreach(params, group.differentiable, use_fused=False)
+        foreach = foreach and not (isinstance(group.lr, Tensor) and not group.capturable)
+    # torch writes no list that has a lazily negated view in it.
+    return foreach and not any(tensor.is_neg() for row in rows for tensor in row)
 
 
 def _advance(group: Group, state_steps: list[Tensor]) -> list[_Scalar]:
     """Add one to each ``step``; return them as numbers where the host may read them."""
     if state_steps[0].is_cpu and not torch.compiler.is_compiling():
         # An int would be wrapped into a tensor once for each of them.
-        torch._foreach_add_(state_steps, torch.tensor(1.0), alpha=1.0)
+        torch._foreach_add_(state_steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(state_steps, 1)
     if group.capturable or group.differentiable:
@@ -297,10 +301,21 @@ def _blocks(
         yield block
 
 
-def _upcast(row: _Row) -> _Row:
-    """The row in the dtype it is computed in: itself, or float32 copies of 16-bit tensors."""
-    opmath = torch.float32 if row[0].dtype.itemsize == 2 else row[0].dtype
-    return [tensor.to(opmath) for tensor in row]
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj())
+
+
+def _unscale(grads: list[Tensor], grad_scale: _Scalar) -> list[Tensor]:
+    """Divide the gradients in place; return them as they were before that was rounded."""
+    unscaled = [grad / _like(grad_scale, grad, dtype=False) for grad in _upcast(grads)]
+    for grad, value in zip(grads, unscaled, strict=True):
+        grad.copy_(value)
+    return unscaled
+
+
+def _upcast(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors as they are computed with: themselves, or float32 copies of 16-bit ones."""
+    return [t.to(torch.float32) if t.dtype.itemsize == 2 else t for t in tensors]
 
 
 def _round_back(group: Group, rows: list[_Row], working: list[_Row]) -> None:

@@ -54,7 +54,7 @@ def reason_for_fallback(device_type: str) -> str | None:
     if exchange is None:
         return f"torch {torch.__version__} has no DLPack exchange table; torch ≥ 2.10 has"
     try:
-        module.bind(exchange, torch.Tensor, torch.nn.Parameter, _torch_parallel_for())
+        module.bind(exchange, torch.Tensor, torch.nn.Parameter, torch_parallel_for())
     except (RuntimeError, ImportError) as refused:
         return str(refused)
     return None
@@ -70,7 +70,7 @@ def _import(device_type: str) -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
-def _torch_parallel_for() -> int:
+def torch_parallel_for() -> int:
     """Address of torch's thread pool, a stable C function of libtorch_cpu; 0 to run serially."""
     library = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):

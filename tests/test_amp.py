@@ -1,0 +1,182 @@
+"""The gradient scaler's protocol: grad_scale and found_inf are honoured on every path."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+
+from proxadam import ProxAdam, is_built
+from tools import (
+    BUSY,
+    assert_same_bits,
+    each_class,
+    error_of,
+    params_of,
+    snapshot,
+    twin_of,
+    weights,
+)
+
+# Only the kernel's promise makes a scaler leave the unscaling to the step.
+needs_kernel = pytest.mark.skipif(not is_built("cpu"), reason="fused=True needs the kernel")
+
+
+def scaled(optimizer, scale, found_inf=0.0):
+    """The optimizer as a scaler leaves it before it calls step()."""
+    optimizer.grad_scale = None if scale is None else torch.as_tensor(scale)
+    optimizer.found_inf = torch.tensor(found_inf)
+    return optimizer
+
+
+@pytest.mark.parametrize("scale", [8.0, [8.0], 1.0, None], ids=["0-d", "1-d", "one", "none"])
+def test_gradients_are_unscaled_and_written_back(backend, dtype, scale):
+    plain = ProxAdam(weights((37,), (), (2, 3), dtype=dtype), **BUSY, **backend.options)
+    amp = twin_of(plain)
+    for param in params_of(amp):
+        param.grad *= 8.0 if scale in (8.0, [8.0]) else 1.0  # exact in every dtype
+    for _ in range(2):
+        plain.step()
+        scaled(amp, scale).step()
+        for param, twin in zip(params_of(plain), params_of(amp), strict=True):
+            assert_same_bits(twin.grad, param.grad)
+            twin.grad *= 8.0 if scale in (8.0, [8.0]) else 1.0
+    assert_same_bits(snapshot(amp), snapshot(plain))
+
+
+def test_unscaling_is_not_rounded_before_the_step(backend):
+    """What a float16 gradient cannot hold once it is unscaled still moves the weight."""
+    (param,) = weights((8,), dtype=torch.float16)
+    param.data.fill_(0.0)
+    param.grad.fill_(2.0**-10)
+    scaled(ProxAdam([param], lr=1.0, eps=1e-12, **backend.options), 65536.0).step()
+    assert (param.grad == 0).all(), "2⁻²⁶ is zero in float16"
+    assert param.tolist() == pytest.approx([-1.0] * 8, rel=1e-3)
+
+
+@pytest.mark.parametrize("found_inf", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_found_inf_skips_the_step_altogether(backend, dtype, found_inf, steps_before):
+    """It is a sum over devices: anything but zero counts."""
+    optimizer = ProxAdam(weights((37,), (2, 3), dtype=dtype), **BUSY, **backend.options)
+    for _ in range(steps_before):
+        optimizer.step()
+    before = snapshot(optimizer)
+    for param in params_of(optimizer):
+        param.grad[0] = math.inf
+    scaled(optimizer, 8.0, found_inf).step()
+    after = snapshot(optimizer)
+    assert_same_bits({name: after[name] for name in before}, before)
+    assert all(optimizer.state[p]["step"] == steps_before for p in params_of(optimizer))
+
+
+def test_a_mixed_step_honours_both_on_each_path(dtype):
+    """Parameters for the kernel and for torch ops in one group, and a group that forbids it."""
+    base, gradient = torch.randn(2, 4, 6, dtype=dtype)
+
+    def optimizer(scale):
+        params = [torch.nn.Parameter(base.clone()[view]) for view in (0, (..., slice(2, 4)), 3)]
+        for param in params:
+            param.grad = scale * gradient.flatten()[: param.numel()].view(param.shape)
+        groups = [{"params": params[:2]}, {"params": params[2:], "foreach": True}]
+        return ProxAdam(groups, **BUSY)
+
+    plain, amp = optimizer(1.0), optimizer(4.0)
+    before = snapshot(amp)
+    scaled(amp, 4.0, found_inf=2.0).step()
+    assert_same_bits({name: snapshot(amp)[name] for name in before}, before)
+    scaled(amp, 4.0).step()
+    plain.step()
+    assert_same_bits(snapshot(amp), snapshot(plain))
+
+
+def test_one_gradient_for_two_parameters_is_unscaled_once_at_most(backend):
+    first, second = weights((4,), (4,))
+    first.grad = second.grad = torch.full((4,), 8.0)
+    scaled(ProxAdam([first, second], **backend.options), 4.0).step()
+    assert first.grad.tolist() == [2.0] * 4
+
+
+def test_a_gradient_that_cannot_be_written_back_is_refused(backend):
+    params = weights((3,), (4,))
+    optimizer = scaled(ProxAdam(params, **backend.options), 2.0)
+    params[1].grad = torch.tensor(2.0).expand(4)
+    before = [t.detach().clone() for p in params for t in (p, p.grad)]
+    kind, text = error_of(optimizer.step)
+    assert kind is RuntimeError
+    assert "the gradient of parameter 1 of shape (4,)" in text
+    for tensor, same in zip([t for p in params for t in (p, p.grad)], before, strict=True):
+        assert_same_bits(tensor, same)
+    assert all(optimizer.state[p]["step"] == 0 for p in params)
+
+
+# ---- the flag that scalers ask for ------------------------------------------------------------
+
+
+@needs_kernel
+@each_class
+def test_the_flag_is_up_where_every_group_has_fused(cls):
+    params = weights((2,), (3,), (4,))
+
+    def flag(*fused):
+        groups = [{"params": [p], "fused": f} for p, f in zip(params, fused, strict=False)]
+        return cls(groups)._step_supports_amp_scaling
+
+    assert flag(True) is flag(True, True) is True
+    assert not any([flag(None), flag(False), flag(True, None), flag(True, False), flag(None, True)])
+
+
+@needs_kernel
+@each_class
+def test_the_flag_follows_the_groups(cls):
+    optimizer = cls(weights((2,)), fused=True)
+    saved = io.BytesIO()
+    torch.save(optimizer, saved)
+    saved.seek(0)
+    assert copy.deepcopy(optimizer)._step_supports_amp_scaling
+    assert torch.load(saved, weights_only=False)._step_supports_amp_scaling
+    optimizer.load_state_dict(cls(weights((2,)), foreach=True).state_dict())
+    assert not optimizer._step_supports_amp_scaling
+    optimizer.load_state_dict(cls(weights((2,)), fused=True).state_dict())
+    assert optimizer._step_supports_amp_scaling
+    optimizer.add_param_group({"params": weights((3,)), "fused": None})
+    assert not optimizer._step_supports_amp_scaling
+
+
+def test_a_scaler_trains_as_without_one_and_skips_what_overflowed(backend):
+    """torch.amp.GradScaler takes one of its two roads, whichever the flag says."""
+    plain = ProxAdam(weights((37,)), **BUSY, **backend.options)
+    amp = twin_of(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    for i in range(6):
+        for optimizer in (plain, amp):
+            (param,) = params_of(optimizer)
+            optimizer.zero_grad()
+            loss = (param**3).sum() * (math.inf if optimizer is amp and i == 3 else 1.0)
+            (scaler.scale(loss) if optimizer is amp else loss).backward()
+        scaler.step(amp)
+        scaler.update()
+        if i != 3:
+            plain.step()
+    assert_same_bits(snapshot(amp), snapshot(plain))
+    assert not hasattr(amp, "grad_scale")
+
+
+def test_an_unscaled_gradient_may_be_clipped_first(backend):
+    plain = ProxAdam(weights((37,)), **BUSY, **backend.options)
+    amp = twin_of(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for optimizer in (plain, amp):
+        (param,) = params_of(optimizer)
+        optimizer.zero_grad()
+        loss = (param**3).sum()
+        (scaler.scale(loss) if optimizer is amp else loss).backward()
+        if optimizer is amp:
+            scaler.unscale_(amp)
+        torch.nn.utils.clip_grad_norm_([param], 0.5)
+    scaler.step(amp)
+    plain.step()
+    assert_same_bits(snapshot(amp), snapshot(plain))

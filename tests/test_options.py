@@ -1,0 +1,174 @@
+"""Options are read from the group at every step, and each does what torch.optim's does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from proxadam import ProxAdam
+from tools import (
+    BUSY,
+    assert_same_bits,
+    each_class,
+    error_of,
+    params_of,
+    snapshot,
+    twin_of,
+    weights,
+)
+
+CHANGES = [
+    {"lr": 0.3},
+    {"betas": (0.3, 0.5)},
+    {"eps": 0.1},
+    {"weight_decay": 0.0},
+    {"l1": 0.5},
+    {"l1": 0.0, "l2": 0.0},
+    {"l2": 3.0},
+    {"metric": "euclidean"},
+    {"max_shrink": 1.0},
+    {"max_shrink": math.inf},
+    {"maximize": True},
+    {"amsgrad": False},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@each_class
+def test_a_changed_option_holds_from_the_next_step_on(cls, backend, change):
+    """The step is that of an optimizer which was born with the option and given the state."""
+    gentle, strong = weights((9,), (9,))
+    strong.data[:], strong.grad[:] = 5.0, 1e-4  # l1 / d is large: max_shrink bounds the prox
+    groups = [{"params": [gentle]}, {"params": [strong], "l1": 8.0}]
+    optimizer = cls(groups, **BUSY, **backend.options)
+    optimizer.step()
+    gentle.grad *= 0.01  # the second moment falls: amsgrad makes a difference
+    unchanged, other = twin_of(optimizer), twin_of(optimizer)
+    for group in optimizer.param_groups:
+        group.update(change)
+    changed_groups = [
+        {**group, **change, "params": [param]}
+        for group, param in zip(groups, params_of(other), strict=True)
+    ]
+    born_so = cls(changed_groups, **backend.options)
+    born_so.state = other.state
+    for each in (optimizer, unchanged, born_so):
+        each.step()
+    assert_same_bits(snapshot(optimizer), snapshot(born_so))
+    pairs = zip(params_of(optimizer), params_of(unchanged), strict=True)
+    assert not all(torch.equal(p, q) for p, q in pairs), "the change had no effect"
+
+
+@pytest.mark.parametrize("name", ["lr", "l1", "l2"])
+def test_a_tensor_option_may_be_filled_in_place(backend, name):
+    if name == "lr" and backend.options.get("foreach"):
+        pytest.skip("foreach takes no tensor lr, as in torch.optim")
+    value = torch.tensor(0.25)  # exact in float32, so that number and tensor mean the same
+    optimizer = ProxAdam(weights((9,)), **{**BUSY, name: value}, **backend.options)
+    by_number = twin_of(optimizer)
+    by_number.param_groups[0][name] = 0.25
+    for _ in range(2):
+        optimizer.step()
+        by_number.step()
+        value.fill_(0.5)
+        by_number.param_groups[0][name] = 0.5
+    actual, expected = (list(snapshot(o).values()) for o in (optimizer, by_number))
+    torch.testing.assert_close(actual, expected, rtol=3e-7, atol=1e-7)
+
+
+def test_amsgrad_may_be_switched_on_in_the_middle(backend):
+    (param,) = weights((9,))
+    optimizer = ProxAdam([param], l1=0.01, **backend.options)
+    optimizer.step()
+    optimizer.param_groups[0]["amsgrad"] = True
+    optimizer.step()
+    state = optimizer.state[param]
+    largest = state["exp_avg_sq"].clone()
+    assert_same_bits(state["max_exp_avg_sq"], largest)
+    param.grad.zero_()
+    optimizer.step()
+    assert_same_bits(state["max_exp_avg_sq"], largest)
+    assert (state["exp_avg_sq"] < largest).all()
+
+
+@each_class
+def test_maximize_turns_the_gradient_alone(cls, backend):
+    """Decay and prox shrink all the same."""
+    up = cls(weights((9,)), **BUSY, maximize=True, **backend.options)
+    down = twin_of(up)
+    down.param_groups[0]["maximize"] = False
+    for _ in range(3):
+        for optimizer, sign in ((up, 1), (down, -1)):
+            params_of(optimizer)[0].grad = sign * torch.arange(-4.0, 5.0)
+            optimizer.step()
+    assert_same_bits(snapshot(up), snapshot(down))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_beta_of_one_is_refused_before_it_divides_by_zero(backend, index):
+    optimizer = ProxAdam(weights((3,), (4,)), **BUSY, **backend.options)
+    optimizer.step()
+    before = snapshot(optimizer)
+    optimizer.param_groups[0]["betas"] = (1.0, 0.9) if index == 0 else (0.9, 1.0)
+    error = (ValueError, f"Invalid beta parameter at index {index}: 1.0")
+    assert error_of(optimizer.step) == error
+    assert_same_bits(snapshot(optimizer), before)
+
+
+def test_capturable_on_the_cpu_is_for_the_kernel_alone(backend):
+    optimizer = ProxAdam(weights((9,)), **BUSY, capturable=True, **backend.options)
+    plain = twin_of(optimizer)
+    plain.param_groups[0]["capturable"] = False
+    before = params_of(optimizer)[0].detach().clone()
+    if backend.is_kernel:
+        optimizer.step()
+        plain.step()
+        assert_same_bits(snapshot(optimizer), snapshot(plain))
+        return
+    kind, text = error_of(optimizer.step)
+    assert kind is AssertionError
+    assert text.startswith("If capturable=True, params and state_steps must be on supported ")
+    assert_same_bits(params_of(optimizer)[0], before)
+    assert optimizer.state[params_of(optimizer)[0]]["step"] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.1},
+        {"amsgrad": True, "maximize": True},
+        {"l1": 0.03},
+        {"l1": 0.03, "l2": 0.1, "metric": "euclidean"},
+        {"l1": 3.0, "max_shrink": 1.0},
+        {"l1": 0.03, "max_shrink": math.inf},
+    ],
+)
+@each_class
+def test_autograd_goes_through_differentiable_steps(cls, options):
+    def two_steps(weight, grad, lr):
+        param = weight.clone()
+        optimizer = cls([param], lr=lr, differentiable=True, **options)
+        for i in range(2):
+            param.grad = grad * (i + 1)
+            optimizer.step()
+        return param
+
+    weight = torch.tensor([1.0, -0.5, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
+    grad = torch.tensor([0.5, 1.5, -0.7, 0.1], dtype=torch.float64, requires_grad=True)
+    lr = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(two_steps, (weight, grad, 0.05))
+    assert torch.autograd.gradcheck(two_steps, (weight.detach(), grad.detach(), lr))
+
+
+def test_autograd_reaches_a_tensor_l1():
+    def step(l1):
+        param = torch.tensor([1.0, -0.5, 0.3, 2.0], dtype=torch.float64).requires_grad_().clone()
+        param.grad = torch.tensor([0.5, 1.5, -0.7, 0.1], dtype=torch.float64)
+        ProxAdam([param], l1=l1, l2=l1, differentiable=True).step()
+        return param
+
+    l1 = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(step, (l1,))

@@ -1,0 +1,121 @@
+"""Every backend and instruction set against the golden vectors and the float64 oracle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from oracle import oracle_step
+from proxadam import ProxAdam
+from tolerances import assert_close
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+
+
+def _golden_options(case: dict) -> dict:
+    options = dict(case["kwargs"])
+    options["decoupled_weight_decay"] = options.pop("decoupled", False)
+    options["max_shrink"] = float(options.get("max_shrink", 10.0))
+    return options
+
+
+class Trajectory:
+    """Runs a backend, and before each of its steps the oracle from the very same state."""
+
+    def __init__(self, param, backend, **options):
+        self.param = torch.nn.Parameter(param.to(backend.device))
+        self.options = options
+        self.optimizer = ProxAdam([self.param], **options, **backend.options)
+
+    def step(self, grad):
+        dtype = self.param.dtype
+        self.param.grad = grad.to(self.param)
+        state = self.optimizer.state.get(self.param) or {}
+        zeros = torch.zeros_like(self.param)
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        before = [self.param.detach(), self.param.grad, *(state.get(n, zeros) for n in names)]
+        before = [t.double().cpu().numpy() for t in before]
+        step = state["step"].item() + 1 if state else 1
+        new, m, v, largest, scale = oracle_step(*before, step, **self.options)
+        self.optimizer.step()
+        state = self.optimizer.state[self.param]
+        assert state["step"].item() == step
+        assert_close(self.param, new, scale, dtype, f"param after step {step}")
+        _, grad, old_m, old_v, _ = before
+        grad = np.abs(grad) + self.options.get("weight_decay", 0) * np.abs(before[0])
+        assert_close(state["exp_avg"], m, np.abs(old_m) + grad, dtype, f"exp_avg {step}")
+        assert_close(state["exp_avg_sq"], v, np.abs(old_v) + grad**2, dtype, f"exp_avg_sq {step}")
+        if largest is not None:
+            assert_close(state["max_exp_avg_sq"], largest, np.abs(old_v) + grad**2, dtype, "max")
+        zero = self.param == 0
+        if self.options.get("l1"):
+            assert not self.param[zero].signbit().any(), "a zero under the prox is -0.0"
+        return self.param.detach()
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
+def test_golden(backend, dtype, case):
+    """Three steps of hand-checked numbers; in 16 bits, of the same numbers rounded."""
+    options = _golden_options(case)
+    start = torch.tensor(GOLDEN["param"], dtype=torch.float64).to(dtype)
+    run = Trajectory(start, backend, **options)
+    exact = dtype in (torch.float32, torch.float64)
+    w, (m, v, largest) = np.array(GOLDEN["param"]), np.zeros((3, len(start)))
+    for step, (grad, expected) in enumerate(zip(GOLDEN["grads"], case["expected"], strict=True), 1):
+        actual = run.step(torch.tensor(grad, dtype=torch.float64).to(dtype))
+        w, m, v, maximum, scale = oracle_step(w, grad, m, v, largest, step, **options)
+        largest = largest if maximum is None else maximum
+        np.testing.assert_allclose(w, expected, rtol=0, atol=1e-12 * scale.max())
+        if exact:
+            assert_close(actual, expected, scale, dtype, f"golden {step}")
+            assert (actual[torch.tensor(expected) == 0] == 0).all()
+
+
+options_strategy = st.fixed_dictionaries(
+    {
+        "lr": st.sampled_from([1e-4, 1e-2, 0.3]),
+        "betas": st.sampled_from([(0.9, 0.999), (0.5, 0.9), (0.0, 0.99), (0.95, 0.95)]),
+        "eps": st.sampled_from([1e-8, 1e-3]),
+        "weight_decay": st.sampled_from([0.0, 1e-2, 0.5]),
+        "decoupled_weight_decay": st.booleans(),
+        "l1": st.sampled_from([0.0, 1e-5, 0.05, 1.0]),
+        "l2": st.sampled_from([0.0, 1e-4, 0.5]),
+        "metric": st.sampled_from(["adaptive", "euclidean"]),
+        "max_shrink": st.sampled_from([1.0, 10.0, float("inf")]),
+        "amsgrad": st.booleans(),
+        "maximize": st.booleans(),
+    }
+)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(options=options_strategy, numel=st.integers(0, 70), scale=st.sampled_from([1e-3, 1, 30.0]))
+def test_random_options_against_the_oracle(backend, dtype, options, numel, scale):
+    run = Trajectory(torch.randn(numel).to(dtype), backend, **options)
+    for _ in range(4):
+        run.step(torch.randn(numel).mul(scale).to(dtype))
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (17, 23), (3, 0), (5, 1, 7), (70_001,)], ids=lambda s: "x".join(map(str, s))
+)
+def test_long_history_against_the_oracle(backend, dtype, shape):
+    """60 steps with gaps, bursts and zeros in the gradients."""
+    options = {"lr": 0.01, "l1": 0.3, "l2": 0.1, "weight_decay": 0.01, "amsgrad": True}
+    run = Trajectory(torch.randn(shape).to(dtype), backend, **options)
+    for step in range(60):
+        grad = torch.randn(shape) * (0 if step % 7 == 3 else 10.0 ** -(step % 4))
+        run.step(grad.to(dtype))
+    if run.param.numel() > 1000:
+        assert 0.05 < (run.param == 0).double().mean() < 0.95, "the options should make some zeros"

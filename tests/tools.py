@@ -1,0 +1,71 @@
+"""What several test files share: our classes beside torch's, and tensors to step and compare."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from proxadam import ProxAdam, ProxAdamW
+
+TWINS = {"Adam": (ProxAdam, torch.optim.Adam), "AdamW": (ProxAdamW, torch.optim.AdamW)}
+
+# The test gets `ours` and `theirs`, once for Adam and once for AdamW; or ours alone, as `cls`.
+each_twin = pytest.mark.parametrize(("ours", "theirs"), TWINS.values(), ids=TWINS.keys())
+each_class = pytest.mark.parametrize("cls", [ProxAdam, ProxAdamW])
+
+# Everything that moves or shrinks a weight, at once.
+BUSY = {"lr": 0.05, "l1": 0.01, "l2": 0.02, "weight_decay": 0.1, "amsgrad": True}
+
+
+def error_of(function, *args, **kwargs):
+    """Type and text of the exception, or warning made one, that a call raises; None if none."""
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+def weights(*shapes, dtype=torch.float32):
+    """Random parameters with random gradients."""
+    params = [Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return params
+
+
+def params_of(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def snapshot(optimizer):
+    """Copies of all parameters and of their state, by position and name."""
+    copies = {}
+    for i, param in enumerate(params_of(optimizer)):
+        copies[f"{i}"] = param.detach().clone()
+        for name, tensor in optimizer.state.get(param, {}).items():
+            copies[f"{name} of {i}"] = tensor.clone()
+    return copies
+
+
+def assert_same_bits(actual, expected, what="tensor"):
+    """Equal tensors, or dicts of them, the sign of a zero and the bits of a NaN included."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert_same_bits(actual[name], tensor, name)
+        return
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    bits = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (actual, expected)]
+    assert torch.equal(*bits), f"{what} is {actual}, expected {expected}"
+
+
+def twin_of(optimizer):
+    """A copy with parameters, gradients and state of its own."""
+    other = copy.deepcopy(optimizer)
+    for param, twin in zip(params_of(optimizer), params_of(other), strict=True):
+        twin.grad = None if param.grad is None else param.grad.clone()
+    return other
