@@ -16,7 +16,7 @@ class ChunkPlan {
   // Elements in a chunk: a multiple of every vector width, and a slice of an L2 cache.
   static constexpr std::int64_t kChunk = 1 << 14;
   // What opening a tensor costs, in elements, so that many tiny ones are shared out fairly.
-  static constexpr std::int64_t kOverhead = 64;
+  static constexpr std::int64_t kOverhead = 32;
 
   void reserve(std::size_t tensors) { starts_.reserve(tensors + 1); }
   void add(std::int64_t numel) { starts_.push_back(starts_.back() + numel + kOverhead); }

@@ -49,26 +49,35 @@ PROXADAM_INLINE Update update_of(const Options& o) {
 // What a step multiplies with: computed once per parameter in double, then narrowed once.
 template <typename opmath_t>
 struct StepConstants {
-  opmath_t grad_sign;     // −1 to maximize
-  opmath_t grad_scale;    // gradients are divided by it; 1 without AMP
-  opmath_t coupled_decay; // Adam: grad += coupled_decay · param
-  opmath_t decay_factor;  // AdamW: param *= decay_factor
-  opmath_t lerp_weight;   // 1 − beta1
+  opmath_t grad_sign;      // −1 to maximize
+  opmath_t grad_scale;     // gradients are divided by it; 1 without AMP
+  opmath_t coupled_decay;  // Adam: grad += coupled_decay · param
+  opmath_t decay_factor;   // AdamW: param *= decay_factor
+  opmath_t lerp_weight;    // 1 − beta1
   opmath_t beta2;
   opmath_t one_minus_beta2;
   opmath_t inv_bias_correction2_sqrt;
   opmath_t eps;
-  opmath_t step_size;     // lr / bias_correction1
-  opmath_t lr_l1;         // the threshold carries plain lr, never step_size
+  opmath_t step_size;  // lr / bias_correction1
+  opmath_t lr_l1;      // the threshold carries plain lr, never step_size
   opmath_t lr_l2;
-  opmath_t max_pull;      // max_shrink · lr
+  opmath_t max_pull;  // max_shrink · lr
 
   template <typename other_t>
   PROXADAM_INLINE StepConstants<opmath_t> from(const StepConstants<other_t>& c) {
-    return {opmath_t(c.grad_sign), opmath_t(c.grad_scale), opmath_t(c.coupled_decay),
-            opmath_t(c.decay_factor), opmath_t(c.lerp_weight), opmath_t(c.beta2),
-            opmath_t(c.one_minus_beta2), opmath_t(c.inv_bias_correction2_sqrt), opmath_t(c.eps),
-            opmath_t(c.step_size), opmath_t(c.lr_l1), opmath_t(c.lr_l2), opmath_t(c.max_pull)};
+    return {opmath_t(c.grad_sign),
+            opmath_t(c.grad_scale),
+            opmath_t(c.coupled_decay),
+            opmath_t(c.decay_factor),
+            opmath_t(c.lerp_weight),
+            opmath_t(c.beta2),
+            opmath_t(c.one_minus_beta2),
+            opmath_t(c.inv_bias_correction2_sqrt),
+            opmath_t(c.eps),
+            opmath_t(c.step_size),
+            opmath_t(c.lr_l1),
+            opmath_t(c.lr_l2),
+            opmath_t(c.max_pull)};
   }
 };
 

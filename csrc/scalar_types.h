@@ -14,10 +14,6 @@ namespace proxadam {
 
 enum class ScalarType : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-PROXADAM_INLINE int itemsize(ScalarType type) {
-  return type == ScalarType::kFloat64 ? 8 : type == ScalarType::kFloat32 ? 4 : 2;
-}
-
 struct bfloat16 {
   uint16_t bits;
 };

@@ -58,6 +58,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield chosen
 
 
+@pytest.fixture(params=[*BACKENDS, Backend("auto")], ids=_id)
+def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend, and what users get by default: the choice tensor by tensor."""
+    with using(request.param):
+        yield request.param
+
+
 @pytest.fixture
 def kernel_module():
     """The native CPU module, bound to this torch."""
@@ -67,7 +74,7 @@ def kernel_module():
     return module
 
 
-class using:  # noqa: N801 (reads as a statement)
+class using:
     """Run the CPU kernel with a backend's instruction set; skip where it cannot be had."""
 
     def __init__(self, backend: Backend) -> None:

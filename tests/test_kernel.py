@@ -187,7 +187,7 @@ def test_no_memory_beyond_the_state(kernel_module):  # noqa: ARG001
     param.grad = torch.randn_like(param)
     optimizer = ProxAdam([param], **OPTIONS)
     optimizer.step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         optimizer.step()
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in seen.key_averages())
     assert allocated < 1024

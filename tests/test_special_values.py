@@ -52,10 +52,9 @@ def test_complex_parameters_have_no_adaptive_prox(backend, strength):
     assert_same_bits({name: after[name] for name in before}, before)
 
 
-def test_the_kernel_does_not_take_complex_parameters(backend):
-    if not backend.is_kernel:
-        pytest.skip("torch ops take them")
-    optimizer = ProxAdam(weights((3,), dtype=torch.complex64), **backend.options)
+@pytest.mark.usefixtures("kernel_module")
+def test_the_kernel_does_not_take_complex_parameters():
+    optimizer = ProxAdam(weights((3,), dtype=torch.complex64), fused=True)
     kind, text = error_of(optimizer.step)
     assert kind is RuntimeError
     assert "parameter 0 of shape (3,) has dtype torch.complex64" in text

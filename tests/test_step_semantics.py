@@ -121,6 +121,34 @@ def test_sparse_gradients_are_refused_in_torchs_words(backend, steps_before):
     assert_same_bits({name: after[name] for name in before}, before)
 
 
+def test_torchs_default_device_and_dtype_do_not_matter(backend):
+    optimizer = ProxAdam(weights((6,)), **BUSY, **backend.options)
+    expected = twin_of(optimizer)
+    expected.step()
+    with torch.device("meta"):
+        optimizer.step()
+    assert_same_bits(snapshot(optimizer), snapshot(expected))
+    torch.set_default_dtype(torch.float64)
+    try:
+        optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    expected.step()
+    assert_same_bits(snapshot(optimizer), snapshot(expected))
+
+
+def test_gradients_with_a_graph_are_taken(backend):
+    """As create_graph=True leaves them."""
+    (param,) = weights((6,))
+    optimizer = ProxAdam([param], **BUSY, **backend.options)
+    expected = twin_of(optimizer)
+    param.grad = param.grad.clone().requires_grad_() * 1.0
+    assert param.grad.grad_fn is not None
+    optimizer.step()
+    expected.step()
+    assert_same_bits(snapshot(optimizer), snapshot(expected))
+
+
 # ---- the closure and the grad mode ------------------------------------------------------------
 
 

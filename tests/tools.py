@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -16,6 +17,7 @@ TWINS = {"Adam": (ProxAdam, torch.optim.Adam), "AdamW": (ProxAdamW, torch.optim.
 each_twin = pytest.mark.parametrize(("ours", "theirs"), TWINS.values(), ids=TWINS.keys())
 each_class = pytest.mark.parametrize("cls", [ProxAdam, ProxAdamW])
 
+LOOP = {"foreach": False}
 # Everything that moves or shrinks a weight, at once.
 BUSY = {"lr": 0.05, "l1": 0.01, "l2": 0.02, "weight_decay": 0.1, "amsgrad": True}
 
@@ -35,6 +37,15 @@ def weights(*shapes, dtype=torch.float32):
     for param in params:
         param.grad = torch.randn_like(param)
     return params
+
+
+@contextlib.contextmanager
+def threads(count):
+    """Run torch, and with it the kernel, on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
 
 
 def params_of(optimizer):

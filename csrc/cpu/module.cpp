@@ -9,10 +9,10 @@
 #include <optional>  // for optional
 #include <utility>   // for move
 
-#include "../chunk_plan.h"            // for ChunkPlan
-#include "../python/gatekeeper.h"     // for Admission, Gatekeeper
-#include "capability.h"               // for Capability
-#include "step.h"                     // for ParallelFor, step_cpu
+#include "../chunk_plan.h"         // for ChunkPlan
+#include "../python/gatekeeper.h"  // for Admission, Gatekeeper
+#include "capability.h"            // for Capability
+#include "step.h"                  // for ParallelFor, step_cpu
 
 namespace py = pybind11;
 using namespace proxadam;
@@ -82,8 +82,8 @@ std::unique_ptr<Plan> step(py::list groups, double grad_scale) {
 
 using Chunk = std::tuple<std::size_t, std::int64_t, std::int64_t>;
 
-std::vector<Chunk> chunks(const std::vector<std::int64_t>& numels,
-                          std::optional<std::int64_t> from, std::optional<std::int64_t> to) {
+std::vector<Chunk> chunks(const std::vector<std::int64_t>& numels, std::optional<std::int64_t> from,
+                          std::optional<std::int64_t> to) {
   ChunkPlan plan;
   for (const std::int64_t numel : numels) plan.add(numel);
   std::vector<Chunk> visited;
@@ -110,9 +110,8 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   m.def(
       "bind",
       [](py::capsule exchange, py::type tensor, py::type parameter, std::uintptr_t parallel_for) {
-        auto* fresh = new Bound{{exchange, tensor, parameter},
-                                reinterpret_cast<ParallelFor>(parallel_for),
-                                getpid()};
+        auto* fresh = new Bound{
+            {exchange, tensor, parameter}, reinterpret_cast<ParallelFor>(parallel_for), getpid()};
         std::swap(bound, fresh);
         delete fresh;
       },
@@ -130,14 +129,14 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         return names;
       },
       "Instruction sets compiled in that this processor has, the widest last.");
-  m.def(
-      "capability", [] { return capability.name; }, "The instruction set in use.");
+  m.def("capability", [] { return capability.name; }, "The instruction set in use.");
   m.def(
       "use_capability", [](const std::string& name) { capability = choose_capability(name); },
       py::arg("name"), "Change the instruction set in use; for tests and benchmarks.");
-  m.def("chunks", &chunks, py::arg("numels"), py::arg("begin") = py::none(),
-        py::arg("end") = py::none(),
-        "(tensor, begin, end) of the chunks that a thread with work [begin, end) takes; for tests.");
+  m.def(
+      "chunks", &chunks, py::arg("numels"), py::arg("begin") = py::none(),
+      py::arg("end") = py::none(),
+      "(tensor, begin, end) of the chunks that a thread with work [begin, end) takes; for tests.");
   m.def(
       "work",
       [](const std::vector<std::int64_t>& numels) {

@@ -20,10 +20,11 @@ namespace {
 
 // The loop that everything else is there for. Not inlined: one copy serves every storage type.
 template <Update update, bool amsgrad, bool unscale, typename opmath_t>
-PROXADAM_NOINLINE void update_elements(const StepConstants<opmath_t>& c, opmath_t* __restrict params,
-                     opmath_t* __restrict grads, opmath_t* __restrict exp_avgs,
-                     opmath_t* __restrict exp_avg_sqs, opmath_t* __restrict max_exp_avg_sqs,
-                     int64_t numel) {
+PROXADAM_NOINLINE void update_elements(const StepConstants<opmath_t>& c,
+                                       opmath_t* __restrict params, opmath_t* __restrict grads,
+                                       opmath_t* __restrict exp_avgs,
+                                       opmath_t* __restrict exp_avg_sqs,
+                                       opmath_t* __restrict max_exp_avg_sqs, int64_t numel) {
   for (int64_t i = 0; i < numel; ++i) {
     if (unscale) grads[i] = grads[i] / c.grad_scale;
     opmath_t max_exp_avg_sq = amsgrad ? max_exp_avg_sqs[i] : opmath_t(0);

@@ -1,10 +1,10 @@
 #include "gatekeeper.h"
 
-#include <algorithm>  // for sort, swap
+#include <algorithm>  // for binary_search, sort, unique
 #include <array>      // for array
 #include <stdexcept>  // for invalid_argument, runtime_error
 #include <string>     // for string, to_string
-#include <utility>    // for pair
+#include <utility>    // for move, pair
 
 namespace proxadam {
 namespace {
@@ -92,31 +92,35 @@ bool same_place_and_type(const DLTensor& a, const DLTensor& b) {
          a.device.device_id == b.device.device_id;
 }
 
-// Positions, in `admission`'s entries, of parameters that share memory with another one. Two
-// threads must not write them in one region; torch ops take them one after the other.
-std::vector<bool> overlapping(const std::vector<TensorEntry>& entries) {
-  struct Extent {
-    const char* begin;
-    const char* end;
-    std::size_t entry;
-  };
-  std::vector<Extent> extents;
-  extents.reserve(entries.size());
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const auto* begin = static_cast<const char*>(entries[i].param);
-    const std::int64_t bytes = entries[i].numel * itemsize(entries[i].dtype);
-    if (bytes) extents.push_back({begin, begin + bytes, i});
-  }
+// Memory that the step writes, and the parameter on whose behalf.
+struct Extent {
+  const char* begin;
+  const char* end;
+  std::size_t group;
+  std::size_t position;  // in the group's lists
+};
+
+Extent extent_of(const DLTensor& t, std::size_t group, std::size_t position) {
+  std::int64_t elements = numel(t) ? 1 : 0;
+  for (int d = 0; d < t.ndim && elements; ++d) elements += (t.shape[d] - 1) * t.strides[d];
+  const auto* begin = static_cast<const char*>(t.data);
+  return {begin, begin + elements * (t.dtype.bits / 8), group, position};
+}
+
+// (group, position) of what shares memory with something else. Two threads must not write it in
+// one region, nor the kernel before torch ops do: those take them one after the other.
+std::vector<std::pair<std::size_t, std::size_t>> overlapping(std::vector<Extent> extents) {
   std::sort(extents.begin(), extents.end(),
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
-  std::vector<bool> found;
-  std::size_t furthest = 0;
-  for (std::size_t i = 1; i < extents.size(); ++i) {
-    if (extents[i].begin < extents[furthest].end) {
-      found.resize(entries.size());
-      found[extents[i].entry] = found[extents[furthest].entry] = true;
+  std::vector<std::pair<std::size_t, std::size_t>> found;
+  const Extent* furthest = nullptr;
+  for (const Extent& extent : extents) {
+    if (extent.begin == extent.end) continue;
+    if (furthest && extent.begin < furthest->end) {
+      found.emplace_back(furthest->group, furthest->position);
+      found.emplace_back(extent.group, extent.position);
     }
-    if (extents[i].end > extents[furthest].end) furthest = i;
+    if (!furthest || extent.end > furthest->end) furthest = &extent;
   }
   return found;
 }
@@ -143,6 +147,7 @@ Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceT
   admission.table.grad_scale = grad_scale;
   admission.rejected.resize(groups.size());
   std::vector<std::size_t> positions;  // of each entry, in its group's lists
+  std::vector<Extent> extents;
 
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const py::handle group = groups[g];
@@ -154,9 +159,7 @@ Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceT
     for (int slot = 0; slot < kSlots; ++slot) {
       if (slot == kMaxExpAvgSq && !options.amsgrad) continue;
       if (lists[slot].size() != lists[kParam].size()) {
-        throw std::invalid_argument(std::string("expected one of ") + kListNames[slot] +
-                                    " for each of " + std::to_string(lists[kParam].size()) +
-                                    " params, got " + std::to_string(lists[slot].size()));
+        throw std::invalid_argument(std::string(kListNames[slot]) + " and params differ in length");
       }
     }
     for (std::size_t i = 0; i < lists[kParam].size(); ++i) {
@@ -165,9 +168,15 @@ Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceT
         if (slot == kMaxExpAvgSq && !options.amsgrad) continue;
         tensors[slot] = PyList_GET_ITEM(lists[slot].ptr(), static_cast<Py_ssize_t>(i));
       }
+      DLTensor param, grad;
+      const bool seen = view(tensors[kParam], param);
+      if (seen) extents.push_back(extent_of(param, g, i));
+      if (grad_scale != 1 && view(tensors[kGrad], grad)) {
+        extents.push_back(extent_of(grad, g, i));
+      }
       TensorEntry entry{};
       StepCounter counter{};
-      if (!fits(tensors, options.amsgrad, device, entry, counter)) {
+      if (!seen || !fits(param, tensors, options.amsgrad, device, entry, counter)) {
         admission.rejected[g].push_back(i);
         continue;
       }
@@ -178,33 +187,31 @@ Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceT
     }
   }
 
-  const std::vector<bool> shared = overlapping(admission.table.entries);
-  if (!shared.empty()) {
-    Admission kept;
-    for (std::size_t i = 0; i < shared.size(); ++i) {
-      const TensorEntry& entry = admission.table.entries[i];
-      if (shared[i]) {
-        admission.rejected[entry.group].push_back(positions[i]);
-      } else {
-        kept.table.entries.push_back(entry);
-        kept.counters.push_back(admission.counters[i]);
-      }
-    }
-    std::swap(admission.table.entries, kept.table.entries);
-    std::swap(admission.counters, kept.counters);
-  }
+  const auto shared = overlapping(std::move(extents));
+  for (const auto& [group, position] : shared) admission.rejected[group].push_back(position);
   for (std::vector<std::size_t>& indices : admission.rejected) {
     std::sort(indices.begin(), indices.end());
+    indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
     admission.all_fit = admission.all_fit && indices.empty();
+  }
+  if (!shared.empty()) {
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < positions.size(); ++i) {
+      const auto& rejected = admission.rejected[admission.table.entries[i].group];
+      if (std::binary_search(rejected.begin(), rejected.end(), positions[i])) continue;
+      admission.table.entries[kept] = admission.table.entries[i];
+      admission.counters[kept++] = admission.counters[i];
+    }
+    admission.table.entries.resize(kept);
+    admission.counters.resize(kept);
   }
   return admission;
 }
 
-bool Gatekeeper::fits(PyObject* const* tensors, bool amsgrad, DLDeviceType device,
-                      TensorEntry& entry, StepCounter& counter) const {
-  DLTensor param, other, step;
-  if (!view(tensors[kParam], param) || param.device.device_type != device) return false;
-  if (!scalar_type(param.dtype, entry.dtype)) return false;
+bool Gatekeeper::fits(const DLTensor& param, PyObject* const* tensors, bool amsgrad,
+                      DLDeviceType device, TensorEntry& entry, StepCounter& counter) const {
+  DLTensor other, step;
+  if (param.device.device_type != device || !scalar_type(param.dtype, entry.dtype)) return false;
   entry.numel = numel(param);
   if (!is_dense(param, entry.numel) || !is_allocated(tensors[kParam], param)) return false;
   entry.param = param.data;
@@ -224,8 +231,9 @@ bool Gatekeeper::fits(PyObject* const* tensors, bool amsgrad, DLDeviceType devic
       !scalar_type(step.dtype, step_type) || !is_allocated(tensors[kStep], step)) {
     return false;
   }
-  counter = {step.data, step_type == ScalarType::kFloat64};
   if (step_type != ScalarType::kFloat32 && step_type != ScalarType::kFloat64) return false;
+  counter = {step.data, step_type == ScalarType::kFloat64};
+  if (!(counter.read() >= 0)) return false;  // NaN too
 
   // DLPack does not show these: a view that negates on reading, and a tensor that may be written
   // in inference mode alone.

@@ -45,13 +45,13 @@ class Gatekeeper {
   // is not one that we know.
   Gatekeeper(pybind11::capsule exchange, pybind11::type tensor, pybind11::type parameter);
 
-  // `groups`: proxadam._group.Group objects. Throws std::invalid_argument if their lists differ in
-  // length.
+  // `groups`: proxadam._group.Group objects. Turns away what does not fit and what shares memory
+  // with another parameter. Throws std::invalid_argument if the lists of one differ in length.
   Admission admit(const pybind11::list& groups, double grad_scale, DLDeviceType device) const;
 
  private:
-  bool fits(PyObject* const* tensors, bool amsgrad, DLDeviceType device, TensorEntry& entry,
-            StepCounter& counter) const;
+  bool fits(const DLTensor& param, PyObject* const* tensors, bool amsgrad, DLDeviceType device,
+            TensorEntry& entry, StepCounter& counter) const;
   bool view(PyObject* tensor, DLTensor& out) const;
   bool is_allocated(PyObject* tensor, const DLTensor& view) const;
   bool answers_yes(const pybind11::object& method, PyObject* tensor) const;

@@ -9,8 +9,8 @@ import torch
 from . import __version__, backends
 
 
-def report() -> str:
-    """What a bug report should begin with."""
+def main() -> None:
+    """Print what a bug report should begin with."""
     lines = [
         f"proxadam  {__version__}",
         f"torch     {torch.__version__}",
@@ -19,7 +19,7 @@ def report() -> str:
         f"cpu       {_cpu()}",
         f"cuda      {_or_fallback('cuda', 'kernel ready')}",
     ]
-    return "\n".join(lines)
+    print("\n".join(lines))
 
 
 def _cpu() -> str:
@@ -40,4 +40,4 @@ def _or_fallback(device_type: str, running: str) -> str:
 
 
 if __name__ == "__main__":
-    print(report())
+    main()

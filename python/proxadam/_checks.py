@@ -74,19 +74,16 @@ def why_kernel_cannot(group: Group, index: int) -> str:
     what = _name(group, index)
     for name, tensor in {"data": param, **beside, "step": step_t}.items():
         if type(tensor) not in (Tensor, torch.nn.Parameter):
-            return f"the {name} of {what} is of the subclass {type(tensor).__name__}"
+            return f"{what} has {name} of the type {type(tensor).__name__}"
     if param.dtype not in _KERNEL_DTYPES:
         return f"{what} has dtype {param.dtype}"
     if not _is_dense(param):
         return f"{what} has gaps or overlaps in memory, with strides {param.stride()}"
     for name, tensor in beside.items():
         if tensor.dtype != param.dtype:
-            return f"{what} has a {name} of another dtype, {tensor.dtype} beside {param.dtype}"
+            return f"{what} is {param.dtype} and its {name} {tensor.dtype}"
         if tensor.numel() and _walk(tensor) != _walk(param):
-            return (
-                f"{what} has a {name} with other strides, {tensor.stride()} where the parameter"
-                f" has {param.stride()}"
-            )
+            return f"{what} has strides {param.stride()} and its {name} {tensor.stride()}"
     if param.is_neg() or grad.is_neg():
         return f"{what} or its gradient is a lazily negated view"
     if param.is_inference():

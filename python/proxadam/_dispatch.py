@@ -40,8 +40,8 @@ def step(
         return
     scale = float(grad_scale) if writes_grads else 1.0
 
-    kernel = backends.kernel("cpu")
-    if not kernel:
+    kernel = backends.kernel("cpu") if wanted else None
+    if kernel is None:
         plan, left = None, [(group, range(len(group.params))) for group in wanted]
     else:
         # Returns None when it took every tensor; else nothing has been written yet.

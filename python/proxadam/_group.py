@@ -61,7 +61,13 @@ class Group:
 
 
 def check_step_options(group: Group) -> None:
-    """Raise ValueError where an option would make the step divide by zero or go astray."""
+    """Raise ValueError where an option, or the length of a list, would lead the step astray."""
+    for tensors in (*group.tensor_lists()[1:4], group.state_steps):
+        if len(tensors) != len(group.params):
+            raise ValueError(
+                f"expected a gradient, moments and a step for each of {len(group.params)} params,"
+                f" got a list of {len(tensors)}"
+            )
     check_prox_options(group.l1, group.l2, group.metric, group.max_shrink)
     for i, beta in enumerate((group.beta1, group.beta2)):
         if not _on_device(beta) and not beta < 1:

@@ -17,6 +17,10 @@ import torch
 __all__ = ["available_backends", "is_built"]
 
 _KERNELS = ("cpu", "cuda")
+_ADVICE = {
+    "cpu": "; reinstall proxadam with a C++17 compiler at hand, and with PROXADAM_REQUIRE_NATIVE=1"
+    " to see what the build says"
+}
 
 
 def is_built(device_type: str) -> bool:
@@ -46,10 +50,7 @@ def reason_for_fallback(device_type: str) -> str | None:
         return f"there is no ProxAdam kernel for {device_type} tensors"
     module, error = _import(device_type)
     if module is None:
-        return (
-            f"the {device_type} kernel is not built here ({error}); reinstall proxadam with a C++17"
-            " compiler at hand, and PROXADAM_REQUIRE_NATIVE=1 to see what the build says"
-        )
+        return f"the {device_type} kernel is not built here ({error}){_ADVICE.get(device_type, '')}"
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if exchange is None:
         return f"torch {torch.__version__} has no DLPack exchange table; torch ≥ 2.10 has"

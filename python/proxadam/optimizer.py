@@ -20,6 +20,11 @@ from ._group import Group, check_prox_options
 
 __all__ = ["ProxAdam", "ProxAdamW"]
 
+# Raises torch's error while a graph is captured with capturable=False. torch < 2.11 has the second.
+_check_graph_capture = getattr(
+    Optimizer, "_accelerator_graph_capture_health_check", None
+) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
+
 _TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
 
 
@@ -159,7 +164,7 @@ class ProxAdam(Optimizer):
         Raises:
             RuntimeError, ValueError, AssertionError: as the class says; nothing is written then.
         """
-        self._accelerator_graph_capture_health_check()
+        _check_graph_capture(self)
         loss = None
         if closure is not None:
             with torch.enable_grad():

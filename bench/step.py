@@ -1,0 +1,355 @@
+"""One optimizer step against torch.optim's: numerics first, then interleaved timings.
+
+    python bench/step.py                          # every case: some minutes, 6 GB of memory
+    python bench/step.py --small --check          # a minute; exits non-zero where a goal is missed
+    python bench/step.py --json bench/results/NAME.json
+
+Every arm of a case works on the very same tensors, so that none has luckier memory. Bytes are
+counted, not measured: a step reads param, grad and both moments and writes all but the gradient,
+7 numbers a weight; in-place scaling reads and writes one, and its bandwidth is the ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
+
+from harness import Arm, Times, interleave, machine
+from proxadam import ProxAdamW, is_built
+
+LR, L1, L2 = 1e-7, 1e-5, 1e-4
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+GPT2_SMALL = [(50257, 768), (1024, 768)] + 12 * [
+    (768,), (768,), (768, 2304), (2304,), (768, 768), (768,),
+    (768,), (768,), (768, 3072), (3072,), (3072, 768), (768,),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A list of parameters; ``slow`` adds the arms of torch's and our torch-op paths."""
+
+    name: str
+    shapes: list[tuple[int, ...]]
+    dtype: str
+    slow: bool = False
+    host: bool = False  # what is timed is the work around the kernel
+
+    @property
+    def label(self) -> str:
+        """Name and dtype, as goals refer to it."""
+        return f"{self.name} {self.dtype}"
+
+    @property
+    def numel(self) -> int:
+        """Weights in all."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """``arm`` is at least ``least`` times as fast as ``base``; with ``bytes_``, moves bytes so."""
+
+    case: str
+    arm: str
+    base: str
+    least: float
+    bytes_: bool = False
+
+    @property
+    def text(self) -> str:
+        """The goal in words."""
+        unit = "bytes/s" if self.bytes_ else "speed"
+        return f"{self.case}: {unit} of {self.arm!r} ÷ {self.base!r} ≥ {self.least:g}"
+
+
+def cases(small: bool) -> list[Case]:
+    """The full list, or one that fits a busy machine with two cores."""
+    one = (1 << 22,) if small else (1 << 26,)
+    name = "1x4Mi" if small else "1x64Mi"
+    odd = [(1,), (3,), (17, 31), (1023,), (65_537,), (1_000_003,), (3, 1_111_117)]
+    listed = [
+        Case(name, [one], "fp32", slow=True),
+        Case(name, [one], "bf16"),
+        Case("1000x1024", [(1024,)] * 1000, "fp32"),
+        Case("200x100", [(100,)] * 200, "fp32"),
+        Case("1000x1", [(1,)] * 1000, "fp32", host=True),
+    ]
+    if small:
+        return listed
+    return [
+        *listed,
+        Case(name, [one], "fp16"),
+        Case(name, [one], "fp64"),
+        Case("gpt2-small", GPT2_SMALL, "fp32"),
+        Case("gpt2-small", GPT2_SMALL, "bf16"),
+        Case("odd", odd, "fp32"),
+        Case("odd", odd, "bf16"),
+        Case("1000x1024", [(1024,)] * 1000, "bf16"),
+    ]
+
+
+def goals(small: bool) -> list[Goal]:
+    """What ``--check`` holds the results to."""
+    large = "1x4Mi" if small else "1x64Mi"
+    fp32, bf16 = f"{large} fp32", f"{large} bf16"
+    shrink = " + softshrink"
+    bound_by_memory = [
+        Goal(fp32, "ours", "scale", 0.85, bytes_=True),
+        Goal(fp32, "ours", "torch fused", 1.05),
+        Goal(fp32, "ours", "torch fused" + shrink, 1.25),
+    ]
+    return [
+        *([] if small else bound_by_memory),
+        Goal(fp32, "ours", "torch default", 2.5),
+        Goal(bf16, "ours", "torch fused", 1.0),
+        Goal("1000x1024 fp32", "ours", "torch fused", 6),
+        Goal("200x100 fp32", "ours", "torch fused", 10),
+        Goal(fp32, "ours", "ours, l1=l2=0", 1 / 1.03),
+        Goal("1000x1 fp32", "ours", "torch _init_group", 1 / 1.2),
+        Goal(fp32, "ours on loop", "torch default" + shrink, 0.8),
+        Goal(fp32, "ours on foreach", "torch foreach" + shrink, 0.8),
+    ]
+
+
+# ---- arms -------------------------------------------------------------------------------------
+
+
+class Tensors:
+    """The parameters of a case with gradients and state in mid-run, shared by all of its arms."""
+
+    def __init__(self, case: Case) -> None:
+        torch.manual_seed(0)
+        dtype = DTYPES[case.dtype]
+        self.params = [Parameter(torch.randn(shape).to(dtype)) for shape in case.shapes]
+        for param in self.params:
+            param.grad = torch.randn(param.shape).mul_(0.01).to(dtype)
+        self.state = {
+            param: {
+                "step": torch.tensor(100.0),
+                "exp_avg": torch.randn(param.shape).mul_(0.01).to(dtype),
+                "exp_avg_sq": torch.rand(param.shape).add_(0.1).mul_(1e-4).to(dtype),
+            }
+            for param in self.params
+        }
+
+    def optimizer(self, cls: type[Optimizer], **options: object) -> Optimizer:
+        """An optimizer over these tensors, its state set to the shared one."""
+        optimizer = cls(self.params, lr=LR, **options)  # type: ignore[call-arg]
+        for param, state in self.state.items():
+            optimizer.state[param] = dict(state)
+        return optimizer
+
+    def softshrink(self) -> None:
+        """The cheapest separate L1 step torch has: one pass, in place."""
+        for param in self.params:
+            torch._C._nn.softshrink(param.data, LR * L1, out=param.data)
+
+    def scale(self) -> None:
+        """The ceiling: one array read and written."""
+        for param in self.params:
+            param.data.mul_(1.0)
+
+
+def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
+    """What is timed, by name."""
+    prox = {"l1": L1, "l2": L2}
+
+    def then_softshrink(step: Arm) -> Arm:
+        return lambda: (step(), tensors.softshrink())
+
+    ours = tensors.optimizer(ProxAdamW, **prox)
+    fused = tensors.optimizer(AdamW, fused=True)
+    default = tensors.optimizer(AdamW)
+    found: dict[str, Arm] = {
+        "ours": ours.step,
+        "ours again": ours.step,
+        "ours, l1=l2=0": tensors.optimizer(ProxAdamW).step,
+        "torch fused": fused.step,
+        "torch fused + softshrink": then_softshrink(fused.step),
+    }
+    if case.host:
+        group = default.param_groups[0]
+        found["torch _init_group"] = lambda: default._init_group(group, [], [], [], [], [], [])
+        return found
+    found["scale"] = tensors.scale
+    if case.slow:
+        foreach = tensors.optimizer(AdamW, foreach=True)
+        on_loop = tensors.optimizer(ProxAdamW, fused=False, foreach=False, **prox)
+        on_foreach = tensors.optimizer(ProxAdamW, foreach=True, **prox)
+        found |= {
+            "torch default": default.step,
+            "torch default + softshrink": then_softshrink(default.step),
+            "torch foreach": foreach.step,
+            "torch foreach + softshrink": then_softshrink(foreach.step),
+            "ours on loop": on_loop.step,
+            "ours on foreach": on_foreach.step,
+        }
+    return found
+
+
+def bytes_moved(case: Case, arm: str) -> int:
+    """Counted bytes of one call: 7 numbers a weight, or 2 for the ceiling."""
+    return case.numel * DTYPES[case.dtype].itemsize * (2 if arm == "scale" else 7)
+
+
+# ---- numerics ---------------------------------------------------------------------------------
+
+
+def verify(case: Case) -> None:
+    """Stop unless our step is the oracle's with L1 and L2 on, and torch's AdamW without.
+
+    Raises:
+        SystemExit: with the first parameter that differs.
+    """
+    oracle = _load("oracle").oracle_step
+    tolerances = _load("tolerances")
+    few = Case(case.name, case.shapes[:3], case.dtype)
+    tensors = Tensors(few)
+    before = [_arrays(param, tensors.state[param]) for param in tensors.params]
+    tensors.optimizer(ProxAdamW, l1=L1, l2=L2).step()
+    for i, (param, arrays) in enumerate(zip(tensors.params, before, strict=True)):
+        new, *_, scale = oracle(
+            *arrays, None, 101, lr=LR, l1=L1, l2=L2, weight_decay=1e-2, decoupled_weight_decay=True
+        )
+        try:
+            tolerances.assert_close(param, new, scale, param.dtype, f"{case.label}, parameter {i}")
+        except AssertionError as wrong:
+            sys.exit(f"numerics are wrong, so nothing is timed: {wrong}")
+    ours, theirs = Tensors(few), Tensors(few)
+    ours.optimizer(ProxAdamW).step()
+    theirs.optimizer(AdamW, fused=True).step()
+    for a, b in zip(ours.params, theirs.params, strict=True):
+        if not torch.allclose(a, b, rtol=4 * torch.finfo(a.dtype).eps, atol=LR):
+            sys.exit(f"{case.label}: with l1 = l2 = 0 our step is not torch's, nothing is timed")
+
+
+def _arrays(param: Tensor, state: dict[str, Tensor]) -> list:
+    tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
+    return [t.detach().double().numpy().copy() for t in tensors]
+
+
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "tests" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- report -----------------------------------------------------------------------------------
+
+
+def table(case: Case, times: Times) -> str:
+    """The arms of a case, fastest on top of nothing: in the order they were timed."""
+    unit, factor = ("ms", 1e3) if times.median("ours") > 1e-3 else ("µs", 1e6)
+    lines = [
+        f"{case.label}: {case.numel:,} weights in {len(case.shapes)} tensors",
+        f"  {'':28}{unit:>9}{'p10':>9}{'p90':>9}{'GB/s':>8}{'ours is':>10}",
+    ]
+    for arm in times.seconds:
+        median, (low, high) = times.median(arm), times.spread(arm)
+        rate = "" if case.host else f"{bytes_moved(case, arm) / median / 1e9:.1f}"
+        ratio = "" if arm == "ours" else f"{times.ratio('ours', arm):.2f} ×"
+        lines.append(
+            f"  {arm:28}{median * factor:9.2f}{low * factor:9.2f}{high * factor:9.2f}"
+            f"{rate:>8}{ratio:>10}"
+        )
+    return "\n".join(lines)
+
+
+def judge(goal: Goal, case: Case, times: Times, slack: float) -> tuple[bool, str]:
+    """Whether a goal is met, but for ``slack``, and a line that says so."""
+    got = times.ratio(goal.arm, goal.base)
+    if goal.bytes_:
+        got *= bytes_moved(case, goal.arm) / bytes_moved(case, goal.base)
+    met = got >= goal.least * (1 - slack)
+    noise = abs(times.ratio("ours", "ours again") - 1)
+    doubt = " (within the noise)" if abs(got / goal.least - 1) <= 2 * noise else ""
+    return met, f"{'met   ' if met else 'MISSED'} {goal.text}: {got:.3f}{doubt}"
+
+
+def as_json(case: Case, times: Times) -> dict[str, object]:
+    """One case for ``--json``."""
+    return {
+        "case": case.name,
+        "dtype": case.dtype,
+        "weights": case.numel,
+        "tensors": len(case.shapes),
+        "arms": {
+            arm: {
+                "median_s": times.median(arm),
+                "p10_s": times.spread(arm)[0],
+                "p90_s": times.spread(arm)[1],
+                "GB_per_s": None if case.host else bytes_moved(case, arm) / times.median(arm) / 1e9,
+                "ours_is_times_faster": times.ratio("ours", arm),
+            }
+            for arm in times.seconds
+        },
+    }
+
+
+def main() -> None:
+    """Verify, time, report; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="small sizes, for a busy machine")
+    parser.add_argument("--check", action="store_true", help="exit 1 naming each goal missed")
+    parser.add_argument("--slack", type=float, default=0.0, help="share by which a goal may fail")
+    parser.add_argument("--only", default="", help="run the cases whose label contains this")
+    parser.add_argument("--rounds", type=int, default=0, help="counted rounds (0: by size)")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's choice)")
+    parser.add_argument("--json", type=Path, help="write everything to this file")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    about = machine()
+    print("\n".join(f"{key:26}{value}" for key, value in about.items()), "\n")
+    if not is_built("cpu"):
+        print("the CPU kernel is not built: 'ours' runs on torch ops\n")
+
+    results, verdicts = [], []
+    for case in cases(args.small):
+        if args.only not in case.label:
+            continue
+        verify(case)
+        tensors = Tensors(case)
+        rounds = args.rounds or max(15, min(300, int(3e8 / (case.numel + 1e6))))
+        times = interleave(arms(case, tensors), rounds, warmup=5, label=case.label)
+        print(table(case, times), "\n", flush=True)
+        results.append(as_json(case, times))
+        verdicts += [
+            judge(goal, case, times, args.slack)
+            for goal in goals(args.small)
+            if goal.case == case.label
+        ]
+    for _, line in verdicts:
+        print(line)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        lines = [line for _, line in verdicts]
+        about |= {"command": " ".join(sys.argv)}
+        args.json.write_text(
+            json.dumps({"machine": about, "goals": lines, "cases": results}, indent=1)
+        )
+    if args.check and not all(met for met, _ in verdicts):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

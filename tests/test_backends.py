@@ -1,0 +1,105 @@
+"""What is built, what is chosen, and what is said where the kernel is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import proxadam
+from proxadam import ProxAdam, __main__, available_backends, backends, is_built
+
+WITHOUT_KERNEL = "import sys; sys.modules['proxadam._cpu'] = None\n"
+
+
+def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+
+
+def test_names_and_presence():
+    assert available_backends()[-1] == "torch"
+    assert ("cpu" in available_backends()) <= is_built("cpu")
+    with pytest.raises(ValueError, match="Invalid device_type: 'tpu'"):
+        is_built("tpu")
+
+
+@pytest.mark.skipif(
+    os.environ.get("PROXADAM_REQUIRE_NATIVE") != "1", reason="the native build is not demanded here"
+)
+def test_native_build_is_there_where_it_is_demanded():
+    assert "cpu" in available_backends()
+
+
+def test_report(capsys):
+    __main__.main()
+    report = capsys.readouterr().out
+    for word in (proxadam.__version__, torch.__version__, "backends", "cpu", "cuda"):
+        assert word in report
+    reason = backends.reason_for_fallback("cpu")
+    assert (f"{torch.get_num_threads()} threads" if reason is None else reason) in report
+
+
+def test_without_the_kernel_torch_ops_take_the_step():
+    done = _python(
+        WITHOUT_KERNEL + "import torch, proxadam\n"
+        "assert proxadam.available_backends() == ['torch'] and not proxadam.is_built('cpu')\n"
+        "p = torch.nn.Parameter(torch.ones(5)); p.grad = torch.zeros(5)\n"
+        "o = proxadam.ProxAdam([p], lr=0.2, l1=0.1)\n"
+        "o.step(); assert (p == 0).all()\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_kernel_fused_true_is_one_sentence():
+    done = _python(
+        WITHOUT_KERNEL + "import torch, proxadam\n"
+        "proxadam.ProxAdam([torch.nn.Parameter(torch.ones(5))], fused=True)\n"
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: `fused=True` cannot be had: the cpu kernel is not built")
+    assert "PROXADAM_REQUIRE_NATIVE=1" in last
+
+
+def test_report_without_the_kernel_says_why():
+    done = _python(
+        WITHOUT_KERNEL + "import runpy; runpy.run_module('proxadam', run_name='__main__')"
+    )
+    assert "torch ops, because the cpu kernel is not built here" in done.stdout, done.stderr
+
+
+def test_capability_from_the_environment(kernel_module):
+    code = "from proxadam import _cpu; print(_cpu.capability())"
+    for name in kernel_module.capabilities():
+        assert _python(code, PROXADAM_CPU_CAPABILITY=name).stdout.strip() == name
+    done = _python(code, PROXADAM_CPU_CAPABILITY="mmx")
+    assert 'PROXADAM_CPU_CAPABILITY is "mmx", expected one that this machine has' in done.stderr
+
+
+def test_fused_false_and_an_explicit_foreach_forbid_the_kernel(kernel_module, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the kernel was called")
+
+    monkeypatch.setattr(kernel_module, "step", refuse)
+    for options in ({"fused": False}, {"foreach": False}, {"foreach": True}):
+        param = Parameter(torch.ones(3))
+        param.grad = torch.ones(3)
+        ProxAdam([param], **options).step()
+    param.grad = torch.ones(3)
+    with pytest.raises(AssertionError, match="the kernel was called"):
+        ProxAdam([param]).step()
+
+
+def test_functional_lists_of_different_lengths_are_refused(backend):
+    tensors = [torch.ones(3)]
+    with pytest.raises(ValueError):
+        proxadam.prox_adam(
+            tensors, tensors, [], tensors, [], [torch.tensor(0.0)],
+            amsgrad=False, beta1=0.9, beta2=0.999, lr=0.1, weight_decay=0.0, eps=1e-8,
+            maximize=False, **backend.options,
+        )  # fmt: skip
+    assert torch.equal(tensors[0], torch.ones(3))
