@@ -128,6 +128,8 @@ def load_fashion(directory: Path) -> Data:
     for prefix in ("train", "t10k"):
         images = read_idx(directory / f"{prefix}-images-idx3-ubyte.gz", None, 28, 28)
         labels = read_idx(directory / f"{prefix}-labels-idx1-ubyte.gz", len(images))
+        if labels.max() >= FASHION.widths[-1]:
+            raise DataError(f"{directory} holds the label {labels.max()} in its {prefix} labels.")
         halves += [images.flatten(1).float(), labels.long()]
     return standardise(Data("Fashion-MNIST", *halves))
 
@@ -279,11 +281,11 @@ def plot(arms: Sequence[Arm], title: str, path: Path) -> None:
     axes.axhline(baseline, color="0.4", linestyle="--", label=f"{ADAMW}: {baseline:.1f} %")
     for name, color in ((PROX, "C0"), (L1_IN_LOSS, "C1")):
         drawn = [arm for arm in arms if arm.name == name]
+        points = [(arm.mean("zeros"), arm.mean("accuracy")) for arm in drawn]
+        axes.plot(*zip(*points, strict=True), "o-", color=color, label=name)
         cut = [(arm.mean("cut_zeros"), arm.mean("cut_accuracy")) for arm in drawn]
         label = f"{name}, then |w| < {CUT:g} cut"
         axes.plot(*zip(*cut, strict=True), "o:", color=color, markerfacecolor="white", label=label)
-        points = [(arm.mean("zeros"), arm.mean("accuracy")) for arm in drawn]
-        axes.plot(*zip(*points, strict=True), "o-", color=color, label=name)
         for arm, point in zip(drawn, points, strict=True):
             offset = {"xytext": (-7, -10), "textcoords": "offset points", "ha": "right"}
             axes.annotate(f"l1 = {arm.l1:g}", point, color=color, fontsize=8, **offset)

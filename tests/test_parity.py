@@ -9,6 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam
+from proxadam._torch import _BLOCK_NUMEL
 from tools import LOOP, each_twin, threads
 
 FOREACH = {"foreach": True}
@@ -37,7 +38,7 @@ def small(dtype):
 
 def large(dtype):
     """Odd sizes; one is taken block by block, one whole because it is not contiguous."""
-    return [torch.randn(69_635, dtype=dtype), torch.randn(262, 251, dtype=dtype).t()]
+    return [torch.randn(_BLOCK_NUMEL + 4099, dtype=dtype), torch.randn(372, 371, dtype=dtype).t()]
 
 
 def run(cls, make, dtype, steps, *, on_step=None, **options):

@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam, prox_adam
-from tools import BUSY, assert_same_bits, error_of, weights
+from tools import BUSY, LOOP, assert_same_bits, error_of, weights
 
 SHAPE = (3, 4)
 UNALLOCATED = "The tensor has a non-zero number of elements, but its data is not allocated yet."
@@ -86,6 +86,18 @@ def test_a_freed_flat_buffer_with_views_into_it(any_backend, bystanders, offset,
     else:
         victim.grad = view
     refused(any_backend, bystanders, victim, lambda *_: free(flat), UNALLOCATED)
+
+
+@pytest.mark.parametrize("path", [LOOP, {"foreach": True}], ids=["loop", "foreach"])
+def test_a_flat_buffer_cut_short_of_a_view_into_it(path):
+    """Torch ops would write beyond its end."""
+    flat = torch.ones(1000)
+    param = Parameter(flat[900:])
+    param.grad = torch.ones(100)
+    optimizer = ProxAdam([param], **path)
+    flat.untyped_storage().resize_(500 * flat.element_size())
+    assert error_of(optimizer.step)[1].startswith(UNALLOCATED)
+    assert optimizer.state[param]["step"] == 0
 
 
 # ---- shape, dtype and device ------------------------------------------------------------------

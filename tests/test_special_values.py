@@ -39,6 +39,16 @@ def test_nan_in_a_parameter_stays(backend, dtype):
     assert param[1].isnan()
 
 
+def test_a_negative_weight_that_underflows_is_plus_zero(backend, dtype):
+    info = torch.finfo(dtype)
+    smallest = info.smallest_normal * info.eps  # the last number before zero
+    param = Parameter(torch.full((37,), -smallest, dtype=dtype))
+    assert (param < 0).all()
+    param.grad = torch.zeros_like(param)
+    ProxAdam([param], lr=1.0, l2=4.0, metric="euclidean", **backend.options).step()
+    assert_same_bits(param, torch.zeros_like(param))
+
+
 @pytest.mark.parametrize("strength", [{"l1": 0.1}, {"l2": 0.1}])
 def test_complex_parameters_have_no_adaptive_prox(backend, strength):
     params = [*weights((3,)), *weights((3,), dtype=torch.complex64)]
