@@ -132,7 +132,7 @@ Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter
       tensor_(std::move(tensor)),
       parameter_(std::move(parameter)),
       is_neg_(tensor_.attr("is_neg")),
-      is_inference_(tensor_.attr("is_inference")),
+      version_(py::reinterpret_steal<py::str>(PyUnicode_InternFromString("_version"))),
       untyped_storage_(tensor_.attr("untyped_storage")) {
   const DLPackVersion& version = exchange_->header.version;
   if (version.major != 1 || !exchange_->dltensor_from_py_object_no_sync) {
@@ -237,8 +237,8 @@ bool Gatekeeper::fits(const DLTensor& param, PyObject* const* tensors, bool amsg
 
   // DLPack does not show these: a view that negates on reading, and a tensor that may be written
   // in inference mode alone.
-  return !answers_yes(is_neg_, tensors[kParam]) && !answers_yes(is_neg_, tensors[kGrad]) &&
-         !answers_yes(is_inference_, tensors[kParam]);
+  return !is_inference(tensors[kParam]) && !is_negated(tensors[kParam]) &&
+         !is_negated(tensors[kGrad]);
 }
 
 bool Gatekeeper::view(PyObject* tensor, DLTensor& out) const {
@@ -261,11 +261,20 @@ bool Gatekeeper::is_allocated(PyObject* tensor, const DLTensor& view) const {
   return storage.attr("data_ptr")().cast<std::uintptr_t>() != 0;
 }
 
-bool Gatekeeper::answers_yes(const py::object& method, PyObject* tensor) const {
-  PyObject* answer = PyObject_CallOneArg(method.ptr(), tensor);
+bool Gatekeeper::is_negated(PyObject* tensor) const {
+  PyObject* answer = PyObject_CallOneArg(is_neg_.ptr(), tensor);
   if (!answer) throw py::error_already_set();
   Py_DECREF(answer);
   return answer == Py_True;
+}
+
+bool Gatekeeper::is_inference(PyObject* tensor) const {
+  // Inference tensors are those that have no version; asking for it is half the price of
+  // Tensor.is_inference(), which lets the GIL go and takes it again.
+  PyObject* version = PyObject_GetAttr(tensor, version_.ptr());
+  if (!version) PyErr_Clear();
+  Py_XDECREF(version);
+  return !version;
 }
 
 }  // namespace proxadam

@@ -54,13 +54,14 @@ class Gatekeeper {
             TensorEntry& entry, StepCounter& counter) const;
   bool view(PyObject* tensor, DLTensor& out) const;
   bool is_allocated(PyObject* tensor, const DLTensor& view) const;
-  bool answers_yes(const pybind11::object& method, PyObject* tensor) const;
+  bool is_negated(PyObject* tensor) const;
+  bool is_inference(PyObject* tensor) const;
 
   const DLPackExchangeAPI* exchange_;
   pybind11::type tensor_;
   pybind11::type parameter_;
   pybind11::object is_neg_;
-  pybind11::object is_inference_;
+  pybind11::str version_;
   pybind11::object untyped_storage_;
 };
 
