@@ -233,6 +233,7 @@ def test_base_class_refuses(ours, theirs, kind, build):
     assert error_of(build, ours)[0] is kind
 
 
+@pytest.mark.filterwarnings("ignore:optimizer parameters need to be organized:FutureWarning")
 @each_class
 def test_base_class_accepts(cls):
     assert len(cls({param(1), param(1)}).param_groups[0]["params"]) == 2
