@@ -23,7 +23,8 @@ from ._group import Group
 from .prox import prox_elastic_net
 
 # Elements of CPU tensors taken at a time: what a dozen elementwise passes touch stays in cache.
-_BLOCK_NUMEL = 1 << 17
+# Measured; with twice as many, the allocator gives temporaries back and pays for them again.
+_BLOCK_NUMEL = 1 << 16
 
 _Scalar = float | Tensor
 _Row = list[Tensor]  # param, grad, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq
