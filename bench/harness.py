@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -42,12 +43,11 @@ class Times:
 
 
 def interleave(arms: dict[str, Arm], rounds: int, warmup: int, label: str) -> Times:
-    """Call every arm once a round, each round starting with another one."""
-    names = list(arms)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    """Call every arm once a round, in random order: what ran before fills the caches."""
+    order = random.Random(0)
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
     for i in tqdm(range(warmup + rounds), desc=label, leave=False, disable=None):
-        start = i % len(names)
-        for name in names[start:] + names[:start]:
+        for name in order.sample(list(arms), len(arms)):
             begin = time.perf_counter()
             arms[name]()
             elapsed = time.perf_counter() - begin
