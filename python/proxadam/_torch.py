@@ -224,12 +224,15 @@ def _multi_prox_(group: Group, zs: list[Tensor], denoms: list[Tensor], lr: _Scal
     """:func:`_prox_` on lists: S(z, step_size · l1) / (1 + step_size · l2), bounded."""
     l1, l2 = _to_scalar(group.l1), _to_scalar(group.l2)
     if group.metric == "adaptive":
-        step_sizes = torch._foreach_mul(torch._foreach_reciprocal(denoms), lr)
-        thresholds = torch._foreach_mul(step_sizes, l1)
-        divisors = torch._foreach_mul(step_sizes, l2)
-        torch._foreach_add_(divisors, 1)
+        torch._foreach_reciprocal_(denoms)
+        torch._foreach_mul_(denoms, lr)  # they are the step sizes from here on
+        thresholds = torch._foreach_mul(denoms, l1)
         clamped = torch._foreach_minimum(zs, thresholds)
-        torch._foreach_maximum_(clamped, torch._foreach_neg(thresholds))
+        torch._foreach_neg_(thresholds)
+        torch._foreach_maximum_(clamped, thresholds)
+        torch._foreach_mul_(denoms, l2)
+        torch._foreach_add_(denoms, 1)
+        divisors = denoms
     else:
         divisors = 1 + lr * l2
         clamped = torch._foreach_clamp_min(torch._foreach_clamp_max(zs, lr * l1), -lr * l1)
@@ -238,7 +241,8 @@ def _multi_prox_(group: Group, zs: list[Tensor], denoms: list[Tensor], lr: _Scal
     if group.max_shrink < math.inf:
         bound = group.max_shrink * lr
         torch._foreach_maximum_(shrunk, torch._foreach_add(zs, -bound))
-        torch._foreach_minimum_(shrunk, torch._foreach_add(zs, bound))
+        torch._foreach_add_(zs, bound)
+        torch._foreach_minimum_(shrunk, zs)
     torch._foreach_add_(shrunk, 0.0)  # as in _prox_
     torch._foreach_copy_(zs, shrunk)
 
