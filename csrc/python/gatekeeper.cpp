@@ -192,7 +192,6 @@ Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceT
   for (std::vector<std::size_t>& indices : admission.rejected) {
     std::sort(indices.begin(), indices.end());
     indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
-    admission.all_fit = admission.all_fit && indices.empty();
   }
   if (!shared.empty()) {
     std::size_t kept = 0;

@@ -36,7 +36,6 @@ struct Admission {
   TensorTable table;
   std::vector<StepCounter> counters;               // one an entry
   std::vector<std::vector<std::size_t>> rejected;  // for each group, the parameters turned away
-  bool all_fit = true;
 };
 
 class Gatekeeper {
