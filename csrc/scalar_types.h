@@ -1,7 +1,8 @@
 // How a number is stored and in what type it is computed: scalar_t and opmath_t, in ATen's words.
 //
 // bfloat16 and float16 are spelled with integer operations and selects alone, so that any compiler
-// vectorises them for any instruction set; both round to nearest, ties to even, and keep NaN.
+// vectorises them for any instruction set; both round to nearest, ties to even, and keep NaN. On a
+// GPU its own conversions do the same in one instruction.
 
 #pragma once
 
@@ -13,6 +14,14 @@
 namespace proxadam {
 
 enum class ScalarType : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// How a parameter, its gradient and its moments are stored. Kernels are compiled for all three
+// alike, and for 16-bit parameters with the gradient, the moments or both in float32.
+struct TensorTypes {
+  ScalarType param;
+  ScalarType grad;
+  ScalarType state;
+};
 
 struct bfloat16 {
   uint16_t bits;
@@ -45,6 +54,11 @@ PROXADAM_INLINE float widen(float x) { return x; }
 PROXADAM_INLINE double widen(double x) { return x; }
 PROXADAM_INLINE float widen(bfloat16 x) { return as_float(uint32_t(x.bits) << 16); }
 PROXADAM_INLINE float widen(float16 x) {
+#if defined(__CUDA_ARCH__)
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+#else
   // Shift the exponent and fraction into place and move the bias from 15 to 127. A subnormal is
   // mantissa · 2^-24: built as 2^-14 + that, less 2^-14. Infinity and NaN take the top exponent.
   const uint32_t magnitude = uint32_t(x.bits & 0x7fffu) << 13;
@@ -53,17 +67,25 @@ PROXADAM_INLINE float widen(float16 x) {
   uint32_t bits = magnitude < (1u << 23) ? as_bits(subnormal) : rebased;
   bits = magnitude >= (31u << 23) ? magnitude | (255u << 23) : bits;
   return as_float(bits | uint32_t(x.bits & 0x8000u) << 16);
+#endif
 }
 
 PROXADAM_INLINE void narrow(float x, float& out) { out = x; }
 PROXADAM_INLINE void narrow(double x, double& out) { out = x; }
 PROXADAM_INLINE void narrow(float x, bfloat16& out) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+#else
   const uint32_t bits = as_bits(x);
   const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const uint32_t quiet_nan = bits >> 16 | 0x40u;
   out.bits = uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+#endif
 }
 PROXADAM_INLINE void narrow(float x, float16& out) {
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x));
+#else
   // Adding 2^-1 to a value below 2^-14 leaves its float16 subnormal, rounded, in the low bits.
   const uint32_t sign = as_bits(x) & 0x80000000u;
   const uint32_t magnitude = as_bits(x) ^ sign;
@@ -73,6 +95,13 @@ PROXADAM_INLINE void narrow(float x, float16& out) {
   bits = magnitude >= (143u << 23) ? 0x7c00u : bits;
   bits = magnitude > 0x7f800000u ? 0x7e00u : bits;
   out.bits = uint16_t(bits | sign >> 16);
+#endif
 }
+
+// −0.0 made +0.0 where rounding to 16 bits may have made one: under the prox no zero has a sign.
+PROXADAM_INLINE void drop_zero_sign(float&) {}
+PROXADAM_INLINE void drop_zero_sign(double&) {}
+PROXADAM_INLINE void drop_zero_sign(bfloat16& x) { x.bits = x.bits == 0x8000u ? 0 : x.bits; }
+PROXADAM_INLINE void drop_zero_sign(float16& x) { x.bits = x.bits == 0x8000u ? 0 : x.bits; }
 
 }  // namespace proxadam

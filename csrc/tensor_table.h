@@ -2,16 +2,36 @@
 
 #pragma once
 
-#include <cstdint>  // for int64_t, uint32_t
+#include <cstdint>  // for int32_t, int64_t, uint32_t
 #include <vector>   // for vector
 
-#include "prox_adam.h"     // for Options, StepConstants
-#include "scalar_types.h"  // for ScalarType
+#include "device_options.h"  // for DeviceOptions
+#include "prox_adam.h"       // for Options, StepConstants
+#include "scalar_types.h"    // for ScalarType, TensorTypes
 
 namespace proxadam {
 
+// A parameter's `step` tensor: one float32 or float64, on the host or beside the parameter.
+struct StepCounter {
+  void* data;
+  bool is_double;
+  bool on_host;
+
+  // On the host alone.
+  double read() const {
+    return is_double ? *static_cast<double*>(data) : *static_cast<float*>(data);
+  }
+  void write(double step) const {
+    if (is_double) {
+      *static_cast<double*>(data) = step;
+    } else {
+      *static_cast<float*>(data) = static_cast<float>(step);
+    }
+  }
+};
+
 // One parameter with its gradient and state: dense, all of the same strides, so that one index
-// finds the same element in each. The moments have the parameter's dtype.
+// finds the same element in each.
 struct TensorEntry {
   void* param;
   void* grad;
@@ -19,16 +39,19 @@ struct TensorEntry {
   void* exp_avg_sq;
   void* max_exp_avg_sq;  // null unless amsgrad
   std::int64_t numel;
-  ScalarType dtype;
+  StepCounter counter;
+  double step;  // the number of this step, where the counter is on the host
+  TensorTypes types;
+  std::int32_t device;      // its index among devices of its type
   std::uint32_t group;      // index into TensorTable::options
-  std::uint32_t constants;  // index into TensorTable::constants
+  std::uint32_t constants;  // index into TensorTable::constants, where the step is on the host
 };
 
 struct TensorTable {
   std::vector<TensorEntry> entries;
   std::vector<Options> options;                  // one a group
+  std::vector<DeviceOptions> device_options;     // one a group
   std::vector<StepConstants<double>> constants;  // one for each distinct (group, step)
-  double grad_scale = 1;
 };
 
 }  // namespace proxadam

@@ -7,10 +7,11 @@
 #include <cstdlib>   // for getenv
 #include <memory>    // for make_unique, unique_ptr
 #include <optional>  // for optional
-#include <utility>   // for move
+#include <utility>   // for swap
 
 #include "../chunk_plan.h"         // for ChunkPlan
-#include "../python/gatekeeper.h"  // for Admission, Gatekeeper
+#include "../python/gatekeeper.h"  // for Gatekeeper
+#include "../python/plan.h"        // for Plan
 #include "capability.h"            // for Capability
 #include "step.h"                  // for ParallelFor, step_cpu
 
@@ -28,56 +29,14 @@ struct Bound {
 Bound* bound = nullptr;  // never freed: it holds Python objects until the process ends
 Capability capability;
 
-// Admitted tensors, looked at a moment ago and about to be written. Keeps no tensor beyond that.
-class Plan {
- public:
-  Plan(py::list groups, Admission admission)
-      : groups_(std::move(groups)), admission_(std::move(admission)) {}
-
-  // (group, parameters turned away), for each group that has any.
-  std::vector<std::pair<std::size_t, std::vector<std::size_t>>> rejected() const {
-    std::vector<std::pair<std::size_t, std::vector<std::size_t>>> pairs;
-    for (std::size_t g = 0; g < admission_.rejected.size(); ++g) {
-      if (!admission_.rejected[g].empty()) pairs.emplace_back(g, admission_.rejected[g]);
-    }
-    return pairs;
-  }
-
-  void launch() {
-    TensorTable& table = admission_.table;
-    std::vector<double> steps(table.entries.size());
-    for (std::size_t i = 0; i < steps.size(); ++i) {
-      TensorEntry& entry = table.entries[i];
-      steps[i] = admission_.counters[i].read() + 1;
-      const bool as_before =
-          i > 0 && steps[i] == steps[i - 1] && entry.group == table.entries[i - 1].group;
-      if (!as_before) {
-        table.constants.push_back(
-            step_constants(table.options[entry.group], steps[i], table.grad_scale));
-      }
-      entry.constants = static_cast<std::uint32_t>(table.constants.size() - 1);
-    }
-    // A forked child has none of the pool's threads, and waiting for them would never end.
-    const ParallelFor pool = getpid() == bound->process ? bound->parallel_for : nullptr;
-    {
-      py::gil_scoped_release no_gil;
-      step_cpu(table, capability, pool);
-    }
-    for (std::size_t i = 0; i < steps.size(); ++i) admission_.counters[i].write(steps[i]);
-  }
-
- private:
-  py::list groups_;  // keeps the tensors alive
-  Admission admission_;
-};
-
-std::unique_ptr<Plan> step(py::list groups, double grad_scale) {
+std::unique_ptr<Plan> step(py::list groups, std::optional<double> grad_scale) {
   if (!bound) throw std::runtime_error("proxadam._cpu.bind() must be called before step()");
-  auto plan = std::make_unique<Plan>(
-      groups, bound->gatekeeper.admit(groups, grad_scale, DLDeviceType::kDLCPU));
-  if (!plan->rejected().empty()) return plan;
-  plan->launch();
-  return nullptr;
+  // A forked child has none of the pool's threads, and waiting for them would never end.
+  const ParallelFor pool = getpid() == bound->process ? bound->parallel_for : nullptr;
+  const bool unscale = grad_scale.has_value();
+  return launch_if_whole(std::make_unique<Plan>(
+      groups, bound->gatekeeper.admit(groups, unscale), grad_scale.value_or(1),
+      [=](const TensorTable& table) { step_cpu(table, capability, pool, unscale); }));
 }
 
 using Chunk = std::tuple<std::size_t, std::int64_t, std::int64_t>;
@@ -103,24 +62,24 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     throw py::import_error(unknown.what());
   }
 
-  py::class_<Plan>(m, "Plan", "Tensors looked at and not yet written.")
-      .def_property_readonly("rejected", &Plan::rejected,
-                             "(group, parameters) that the kernel cannot take.")
-      .def("launch", &Plan::launch, "Step the others, in place.");
+  define_plan(m);
   m.def(
       "bind",
       [](py::capsule exchange, py::type tensor, py::type parameter, std::uintptr_t parallel_for) {
         auto* fresh = new Bound{
-            {exchange, tensor, parameter}, reinterpret_cast<ParallelFor>(parallel_for), getpid()};
+            {exchange, tensor, parameter, kDLCPU, {true}},
+                               reinterpret_cast<ParallelFor>(parallel_for),
+                               getpid()};
         std::swap(bound, fresh);
         delete fresh;
       },
       py::arg("exchange"), py::arg("tensor"), py::arg("parameter"), py::arg("parallel_for"),
       "Tell the module about this process's torch: its DLPack exchange table, its two tensor\n"
       "types, and the address of torch_parallel_for (0: run serially).");
-  m.def("step", &step, py::arg("groups"), py::arg("grad_scale") = 1.0,
+  m.def("step", &step, py::arg("groups"), py::arg("grad_scale") = py::none(),
         "Step every parameter of every Group in place and return None; or, where some tensor does\n"
-        "not fit the kernel, write nothing and return a Plan.");
+        "not fit the kernel, write nothing and return a Plan. Gradients are divided by grad_scale,\n"
+        "and written back divided.");
   m.def(
       "capabilities",
       [] {

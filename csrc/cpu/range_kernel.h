@@ -60,45 +60,55 @@ void update_range(const RangeArguments& range) {
   }
 }
 
-template <typename scalar_t, Update update, bool amsgrad>
+template <typename param_t, typename grad_t, typename state_t, Update update, bool amsgrad>
 RangeKernel with_unscale(const RangeKernelKey& key) {
-  return key.unscale ? update_range<scalar_t, scalar_t, scalar_t, update, amsgrad, true>
-                     : update_range<scalar_t, scalar_t, scalar_t, update, amsgrad, false>;
+  return key.unscale ? update_range<param_t, grad_t, state_t, update, amsgrad, true>
+                     : update_range<param_t, grad_t, state_t, update, amsgrad, false>;
 }
 
-template <typename scalar_t, Update update>
+template <typename param_t, typename grad_t, typename state_t, Update update>
 RangeKernel with_amsgrad(const RangeKernelKey& key) {
-  return key.amsgrad ? with_unscale<scalar_t, update, true>(key)
-                     : with_unscale<scalar_t, update, false>(key);
+  return key.amsgrad ? with_unscale<param_t, grad_t, state_t, update, true>(key)
+                     : with_unscale<param_t, grad_t, state_t, update, false>(key);
 }
 
-template <typename scalar_t>
+template <typename param_t, typename grad_t, typename state_t>
 RangeKernel with_update(const RangeKernelKey& key) {
   switch (key.update) {
     case Update::kFrozen:
-      return with_amsgrad<scalar_t, Update::kFrozen>(key);
+      return with_amsgrad<param_t, grad_t, state_t, Update::kFrozen>(key);
     case Update::kAdam:
-      return with_amsgrad<scalar_t, Update::kAdam>(key);
+      return with_amsgrad<param_t, grad_t, state_t, Update::kAdam>(key);
     case Update::kAdaptive:
-      return with_amsgrad<scalar_t, Update::kAdaptive>(key);
+      return with_amsgrad<param_t, grad_t, state_t, Update::kAdaptive>(key);
     case Update::kEuclidean:
-      return with_amsgrad<scalar_t, Update::kEuclidean>(key);
+      return with_amsgrad<param_t, grad_t, state_t, Update::kEuclidean>(key);
   }
   return nullptr;
+}
+
+template <typename param_t>
+RangeKernel with_16_bits(const RangeKernelKey& key) {
+  const bool wide_grad = key.types.grad == ScalarType::kFloat32;
+  const bool wide_state = key.types.state == ScalarType::kFloat32;
+  if (wide_grad && wide_state) return with_update<param_t, float, float>(key);
+  if (wide_grad) return with_update<param_t, float, param_t>(key);
+  if (wide_state) return with_update<param_t, param_t, float>(key);
+  return with_update<param_t, param_t, param_t>(key);
 }
 
 }  // namespace
 
 RangeKernel range_kernel(const RangeKernelKey& key) {
-  switch (key.dtype) {
+  switch (key.types.param) {
     case ScalarType::kFloat32:
-      return with_update<float>(key);
+      return with_update<float, float, float>(key);
     case ScalarType::kFloat64:
-      return with_update<double>(key);
+      return with_update<double, double, double>(key);
     case ScalarType::kBFloat16:
-      return with_update<bfloat16>(key);
+      return with_16_bits<bfloat16>(key);
     case ScalarType::kFloat16:
-      return with_update<float16>(key);
+      return with_16_bits<float16>(key);
   }
   return nullptr;
 }

@@ -6,7 +6,7 @@
 #include <stdint.h>  // for int64_t
 
 #include "../prox_adam.h"     // for Update, StepConstants
-#include "../scalar_types.h"  // for ScalarType
+#include "../scalar_types.h"  // for TensorTypes
 
 namespace proxadam {
 
@@ -24,7 +24,7 @@ struct RangeArguments {
 using RangeKernel = void (*)(const RangeArguments&);
 
 struct RangeKernelKey {
-  ScalarType dtype;
+  TensorTypes types;
   Update update;
   bool amsgrad;
   bool unscale;  // divide the gradients by grad_scale, and write them back

@@ -25,7 +25,8 @@ void run(std::int64_t from, std::int64_t to, void* context) {
 
 }  // namespace
 
-void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for) {
+void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for,
+              bool unscale) {
   Work work{table, {}, {}};
   work.plan.reserve(table.entries.size());
   work.kernels.reserve(table.entries.size());
@@ -33,7 +34,7 @@ void step_cpu(const TensorTable& table, const Capability& capability, ParallelFo
     const Options& options = table.options[entry.group];
     work.plan.add(entry.numel);
     work.kernels.push_back(capability.range_kernel(
-        {entry.dtype, update_of(options), options.amsgrad, table.grad_scale != 1}));
+        {entry.types, update_of(options), options.amsgrad, unscale}));
   }
   if (parallel_for && work.plan.work() > kGrain) {
     parallel_for(0, work.plan.work(), kGrain, run, &work);  // fails only where run() throws

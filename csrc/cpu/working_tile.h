@@ -64,7 +64,7 @@ class WorkingTile {
     scalar_t* out = data_ + begin;
     narrow_all(values_, out, numel);
     if (drop_zero_signs) {  // float16 rounds tiny negative values to −0.0
-      for (int64_t i = 0; i < numel; ++i) out[i].bits = out[i].bits == 0x8000u ? 0 : out[i].bits;
+      for (int64_t i = 0; i < numel; ++i) drop_zero_sign(out[i]);
     }
   }
 

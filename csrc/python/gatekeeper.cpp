@@ -15,30 +15,7 @@ enum Slot { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kStep, kSlots };
 constexpr const char* kListNames[kSlots] = {"params",      "grads",           "exp_avgs",
                                             "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"};
 
-double number(py::handle group, const char* name) {
-  const double value = PyFloat_AsDouble(py::float_(group.attr(name)).ptr());
-  if (PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
 bool flag(py::handle group, const char* name) { return group.attr(name).cast<bool>(); }
-
-Options read_options(py::handle group) {
-  Options o;
-  o.lr = number(group, "lr");
-  o.beta1 = number(group, "beta1");
-  o.beta2 = number(group, "beta2");
-  o.eps = number(group, "eps");
-  o.weight_decay = number(group, "weight_decay");
-  o.l1 = number(group, "l1");
-  o.l2 = number(group, "l2");
-  o.max_shrink = number(group, "max_shrink");
-  o.euclidean = group.attr("metric").cast<std::string>() == "euclidean";
-  o.amsgrad = flag(group, "amsgrad");
-  o.maximize = flag(group, "maximize");
-  o.decoupled_weight_decay = flag(group, "decoupled_weight_decay");
-  return o;
-}
 
 bool scalar_type(const DLDataType& dtype, ScalarType& out) {
   if (dtype.lanes != 1) return false;
@@ -86,10 +63,22 @@ bool same_layout(const DLTensor& a, const DLTensor& b, std::int64_t numel) {
   return true;
 }
 
-bool same_place_and_type(const DLTensor& a, const DLTensor& b) {
-  return a.dtype.code == b.dtype.code && a.dtype.bits == b.dtype.bits &&
-         a.dtype.lanes == b.dtype.lanes && a.device.device_type == b.device.device_type &&
-         a.device.device_id == b.device.device_id;
+bool same_device(const DLTensor& a, const DLTensor& b) {
+  return a.device.device_type == b.device.device_type && a.device.device_id == b.device.device_id;
+}
+
+bool is_16_bit(ScalarType type) {
+  return type == ScalarType::kBFloat16 || type == ScalarType::kFloat16;
+}
+
+// Whether a gradient or a moment of this type may go with such a parameter.
+bool goes_with(ScalarType param, ScalarType type) {
+  return type == param || (is_16_bit(param) && type == ScalarType::kFloat32);
+}
+
+// A vector access to an element that lies across two would be one to the wrong place.
+bool is_whole(const DLTensor& t) {
+  return reinterpret_cast<std::uintptr_t>(t.data) % (t.dtype.bits / 8) == 0;
 }
 
 // Memory that the step writes, and the parameter on whose behalf.
@@ -125,15 +114,29 @@ std::vector<std::pair<std::size_t, std::size_t>> overlapping(std::vector<Extent>
   return found;
 }
 
+constexpr std::int32_t kAnyDevice = -1;
+
+// Whether a kernel on `device` can read all of these.
+bool reaches(const DeviceOptions& options, std::int32_t device) {
+  for (const DeviceScalar& scalar :
+       {options.lr, options.beta1, options.beta2, options.l1, options.l2}) {
+    if (scalar.data && scalar.device != device) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
-Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter)
+Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter,
+                       DLDeviceType device_type, std::vector<bool> devices)
     : exchange_(exchange.get_pointer<DLPackExchangeAPI>()),
       tensor_(std::move(tensor)),
       parameter_(std::move(parameter)),
       is_neg_(tensor_.attr("is_neg")),
       version_(py::reinterpret_steal<py::str>(PyUnicode_InternFromString("_version"))),
-      untyped_storage_(tensor_.attr("untyped_storage")) {
+      untyped_storage_(tensor_.attr("untyped_storage")),
+      device_type_(device_type),
+      devices_(std::move(devices)) {
   const DLPackVersion& version = exchange_->header.version;
   if (version.major != 1 || !exchange_->dltensor_from_py_object_no_sync) {
     throw std::runtime_error("torch's DLPack exchange table is of version " +
@@ -142,17 +145,19 @@ Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter
   }
 }
 
-Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceType device) const {
+Admission Gatekeeper::admit(const py::list& groups, bool writes_grads) const {
   Admission admission;
-  admission.table.grad_scale = grad_scale;
+  TensorTable& table = admission.table;
   admission.rejected.resize(groups.size());
   std::vector<std::size_t> positions;  // of each entry, in its group's lists
   std::vector<Extent> extents;
 
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const py::handle group = groups[g];
-    const Options options = read_options(group);
-    admission.table.options.push_back(options);
+    DeviceOptions device_options{};
+    const Options options = read_options(group, device_options);
+    table.options.push_back(options);
+    table.device_options.push_back(device_options);
 
     std::array<py::list, kSlots> lists;
     for (int slot = 0; slot < kSlots; ++slot) lists[slot] = group.attr(kListNames[slot]);
@@ -171,18 +176,15 @@ Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceT
       DLTensor param, grad;
       const bool seen = view(tensors[kParam], param);
       if (seen) extents.push_back(extent_of(param, g, i));
-      if (grad_scale != 1 && view(tensors[kGrad], grad)) {
-        extents.push_back(extent_of(grad, g, i));
-      }
+      if (writes_grads && view(tensors[kGrad], grad)) extents.push_back(extent_of(grad, g, i));
       TensorEntry entry{};
-      StepCounter counter{};
-      if (!seen || !fits(param, tensors, options.amsgrad, device, entry, counter)) {
+      entry.group = static_cast<std::uint32_t>(g);
+      if (!seen || !fits(param, tensors, options.amsgrad, entry) ||
+          !reaches(device_options, entry.device)) {
         admission.rejected[g].push_back(i);
         continue;
       }
-      entry.group = static_cast<std::uint32_t>(g);
-      admission.table.entries.push_back(entry);
-      admission.counters.push_back(counter);
+      table.entries.push_back(entry);
       positions.push_back(i);
     }
   }
@@ -196,48 +198,116 @@ Admission Gatekeeper::admit(const py::list& groups, double grad_scale, DLDeviceT
   if (!shared.empty()) {
     std::size_t kept = 0;
     for (std::size_t i = 0; i < positions.size(); ++i) {
-      const auto& rejected = admission.rejected[admission.table.entries[i].group];
+      const auto& rejected = admission.rejected[table.entries[i].group];
       if (std::binary_search(rejected.begin(), rejected.end(), positions[i])) continue;
-      admission.table.entries[kept] = admission.table.entries[i];
-      admission.counters[kept++] = admission.counters[i];
+      table.entries[kept++] = table.entries[i];
     }
-    admission.table.entries.resize(kept);
-    admission.counters.resize(kept);
+    table.entries.resize(kept);
   }
   return admission;
 }
 
+Options Gatekeeper::read_options(py::handle group, DeviceOptions& device_options) const {
+  DeviceScalar none{};
+  Options o;
+  o.lr = number(group, "lr", device_options.lr);
+  o.beta1 = number(group, "beta1", device_options.beta1);
+  o.beta2 = number(group, "beta2", device_options.beta2);
+  o.eps = number(group, "eps", none);
+  o.weight_decay = number(group, "weight_decay", none);
+  o.l1 = number(group, "l1", device_options.l1);
+  o.l2 = number(group, "l2", device_options.l2);
+  o.max_shrink = number(group, "max_shrink", none);
+  o.euclidean = group.attr("metric").cast<std::string>() == "euclidean";
+  o.amsgrad = flag(group, "amsgrad");
+  o.maximize = flag(group, "maximize");
+  o.decoupled_weight_decay = flag(group, "decoupled_weight_decay");
+  return o;
+}
+
+double Gatekeeper::number(py::handle group, const char* name, DeviceScalar& on_device) const {
+  const py::object attribute = group.attr(name);
+  if (!PyFloat_Check(attribute.ptr()) && device_type_ != kDLCPU) {
+    on_device = scalar(attribute, kAnyDevice);
+    if (on_device.data) return 0;
+  }
+  const double value = PyFloat_AsDouble(py::float_(attribute).ptr());
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+DeviceScalar Gatekeeper::scalar(py::handle tensor, std::int32_t device) const {
+  DLTensor seen;
+  DeviceScalar found{};
+  if (!view(tensor.ptr(), seen) || seen.device.device_type != device_type_ || numel(seen) != 1 ||
+      (device != kAnyDevice && seen.device.device_id != device) ||
+      !scalar_type(seen.dtype, found.dtype) || is_16_bit(found.dtype)) {
+    return {};
+  }
+  found.data = seen.data;
+  found.device = seen.device.device_id;
+  return found;
+}
+
+void* Gatekeeper::stream(std::int32_t device) const {
+  void* stream = nullptr;
+  if (exchange_->current_work_stream(device_type_, device, &stream) != 0) {
+    throw py::error_already_set();
+  }
+  return stream;
+}
+
 bool Gatekeeper::fits(const DLTensor& param, PyObject* const* tensors, bool amsgrad,
-                      DLDeviceType device, TensorEntry& entry, StepCounter& counter) const {
-  DLTensor other, step;
-  if (param.device.device_type != device || !scalar_type(param.dtype, entry.dtype)) return false;
+                      TensorEntry& entry) const {
+  DLTensor other;
+  ScalarType type;
+  if (param.device.device_type != device_type_ || !scalar_type(param.dtype, entry.types.param)) {
+    return false;
+  }
+  entry.device = param.device.device_id;
+  if (static_cast<std::size_t>(entry.device) >= devices_.size() || !devices_[entry.device]) {
+    return false;
+  }
   entry.numel = numel(param);
-  if (!is_dense(param, entry.numel) || !is_allocated(tensors[kParam], param)) return false;
+  if (!is_dense(param, entry.numel) || !is_whole(param) || !is_allocated(tensors[kParam], param)) {
+    return false;
+  }
   entry.param = param.data;
+  entry.types.grad = entry.types.state = entry.types.param;
 
   void** addresses[kSlots] = {nullptr, &entry.grad, &entry.exp_avg, &entry.exp_avg_sq,
                               &entry.max_exp_avg_sq};
   for (int slot = kGrad; slot <= (amsgrad ? kMaxExpAvgSq : kExpAvgSq); ++slot) {
-    if (!view(tensors[slot], other) || !same_place_and_type(param, other) ||
-        !same_layout(param, other, entry.numel) || !is_allocated(tensors[slot], other)) {
+    if (!view(tensors[slot], other) || !same_device(param, other) ||
+        !scalar_type(other.dtype, type) || !goes_with(entry.types.param, type) ||
+        !same_layout(param, other, entry.numel) || !is_whole(other) ||
+        !is_allocated(tensors[slot], other)) {
       return false;
     }
+    if (slot == kGrad) entry.types.grad = type;
+    if (slot == kExpAvg) entry.types.state = type;
+    if (slot > kExpAvg && type != entry.types.state) return false;
     *addresses[slot] = other.data;
   }
-
-  ScalarType step_type;
-  if (!view(tensors[kStep], step) || step.device.device_type != kDLCPU || numel(step) != 1 ||
-      !scalar_type(step.dtype, step_type) || !is_allocated(tensors[kStep], step)) {
-    return false;
-  }
-  if (step_type != ScalarType::kFloat32 && step_type != ScalarType::kFloat64) return false;
-  counter = {step.data, step_type == ScalarType::kFloat64};
-  if (!(counter.read() >= 0)) return false;  // NaN too
+  if (!counts(tensors[kStep], entry, entry.counter)) return false;
+  if (entry.counter.on_host) entry.step = entry.counter.read() + 1;
 
   // DLPack does not show these: a view that negates on reading, and a tensor that may be written
   // in inference mode alone.
   return !is_inference(tensors[kParam]) && !is_negated(tensors[kParam]) &&
          !is_negated(tensors[kGrad]);
+}
+
+bool Gatekeeper::counts(PyObject* tensor, const TensorEntry& entry, StepCounter& counter) const {
+  DLTensor step;
+  ScalarType type;
+  if (!view(tensor, step) || numel(step) != 1 || !scalar_type(step.dtype, type) ||
+      is_16_bit(type) || !is_allocated(tensor, step)) {
+    return false;
+  }
+  counter = {step.data, type == ScalarType::kFloat64, step.device.device_type == kDLCPU};
+  if (counter.on_host) return counter.read() >= 0;  // NaN is not
+  return step.device.device_type == device_type_ && step.device.device_id == entry.device;
 }
 
 bool Gatekeeper::view(PyObject* tensor, DLTensor& out) const {

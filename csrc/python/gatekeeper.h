@@ -7,7 +7,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cstdint>  // for int64_t
+#include <cstdint>  // for int32_t
 #include <vector>   // for vector
 
 #include "../tensor_table.h"  // for TensorTable
@@ -15,42 +15,35 @@
 
 namespace proxadam {
 
-// A parameter's `step` tensor: one float32 or float64 on the host.
-struct StepCounter {
-  void* data;
-  bool is_double;
-
-  double read() const {
-    return is_double ? *static_cast<double*>(data) : *static_cast<float*>(data);
-  }
-  void write(double step) const {
-    if (is_double) {
-      *static_cast<double*>(data) = step;
-    } else {
-      *static_cast<float*>(data) = static_cast<float>(step);
-    }
-  }
-};
-
 struct Admission {
   TensorTable table;
-  std::vector<StepCounter> counters;               // one an entry
   std::vector<std::vector<std::size_t>> rejected;  // for each group, the parameters turned away
 };
 
 class Gatekeeper {
  public:
   // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. Throws std::runtime_error if its version
-  // is not one that we know.
-  Gatekeeper(pybind11::capsule exchange, pybind11::type tensor, pybind11::type parameter);
+  // is not one that we know. `devices`: for each of this type, whether the kernel runs there.
+  Gatekeeper(pybind11::capsule exchange, pybind11::type tensor, pybind11::type parameter,
+             DLDeviceType device_type, std::vector<bool> devices);
 
   // `groups`: proxadam._group.Group objects. Turns away what does not fit and what shares memory
-  // with another parameter. Throws std::invalid_argument if the lists of one differ in length.
-  Admission admit(const pybind11::list& groups, double grad_scale, DLDeviceType device) const;
+  // with another parameter, or with another's gradient where those are written too.
+  // Throws std::invalid_argument if the lists of one differ in length.
+  Admission admit(const pybind11::list& groups, bool writes_grads) const;
+
+  // The one float32 or float64 of a tensor, if it is on `device`; else an empty one.
+  DeviceScalar scalar(pybind11::handle tensor, std::int32_t device) const;
+
+  // torch's current stream there.
+  void* stream(std::int32_t device) const;
 
  private:
-  bool fits(const DLTensor& param, PyObject* const* tensors, bool amsgrad, DLDeviceType device,
-            TensorEntry& entry, StepCounter& counter) const;
+  Options read_options(pybind11::handle group, DeviceOptions& device_options) const;
+  double number(pybind11::handle group, const char* name, DeviceScalar& on_device) const;
+  bool fits(const DLTensor& param, PyObject* const* tensors, bool amsgrad,
+            TensorEntry& entry) const;
+  bool counts(PyObject* tensor, const TensorEntry& entry, StepCounter& counter) const;
   bool view(PyObject* tensor, DLTensor& out) const;
   bool is_allocated(PyObject* tensor, const DLTensor& view) const;
   bool is_negated(PyObject* tensor) const;
@@ -62,6 +55,8 @@ class Gatekeeper {
   pybind11::object is_neg_;
   pybind11::str version_;
   pybind11::object untyped_storage_;
+  DLDeviceType device_type_;
+  std::vector<bool> devices_;
 };
 
 }  // namespace proxadam

@@ -14,7 +14,7 @@ class Plan:
 def bind(exchange: object, tensor: type, parameter: type, parallel_for: int) -> None:
     """Tell the module about this process's torch."""
 
-def step(groups: list[Group], grad_scale: float = 1.0) -> Plan | None:
+def step(groups: list[Group], grad_scale: float | None = None) -> Plan | None:
     """Step every parameter in place, or, where one does not fit, write nothing: a Plan."""
 
 def capabilities() -> list[str]:

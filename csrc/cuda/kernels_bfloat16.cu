@@ -1,0 +1,2 @@
+#define PROXADAM_PARAM_T bfloat16
+#include "kernel_instances.h"

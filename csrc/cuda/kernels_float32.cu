@@ -1,0 +1,2 @@
+#define PROXADAM_PARAM_T float
+#include "kernel_instances.h"

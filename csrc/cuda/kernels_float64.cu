@@ -1,0 +1,2 @@
+#define PROXADAM_PARAM_T double
+#include "kernel_instances.h"

@@ -1,0 +1,93 @@
+// What a launch is given, by value: nothing is copied to the device before it, and a captured
+// graph keeps it.
+
+#pragma once
+
+#include <cuda_runtime.h>  // for CUDART_VERSION
+
+#include <cstdint>  // for int64_t, uint8_t, uint16_t, uint32_t
+
+#include "../device_options.h"  // for DeviceOptions, DeviceScalar
+#include "../prox_adam.h"       // for Options, StepConstants, Update
+
+namespace proxadam {
+
+// Bytes of arguments that a kernel takes. The small table costs less to pass.
+constexpr int kSmallTable = 4096;
+#if CUDART_VERSION >= 12010
+constexpr int kLargeTable = 32764;
+#else
+constexpr int kLargeTable = kSmallTable;
+#endif
+
+// Where a parameter's step number comes from: the table, or a tensor in the device's memory.
+enum class StepKind : std::uint8_t { kNumber, kFloat32, kFloat64 };
+
+struct Row {
+  void* param;
+  void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* max_exp_avg_sq;
+  union {
+    const void* address;  // steps taken before this one
+    double number;        // number of this step
+  } step;
+  std::int64_t numel;
+};
+
+// Constants that the host has computed.
+template <typename opmath_t>
+struct KnownConstants {
+  StepConstants<opmath_t> values;
+  Update update;
+};
+
+// What each block computes its constants from, where the host cannot.
+struct ConstantSource {
+  Options options;
+  DeviceOptions device_options;
+};
+
+// Tensors of one set of dtypes on one device, cut into chunks of `chunk` elements from each one's
+// start: a block finds its tensor in `first_chunk`, the running sum of their counts of chunks.
+template <typename opmath_t, int bytes>
+struct LaunchTable {
+  static constexpr int kRowBytes = sizeof(Row) + 4 + 2 + 1;
+  static constexpr int kHeaderBytes = 2 * sizeof(DeviceScalar) + 16;
+  static constexpr int kConstantBytes = bytes / 8 / 8 * 8;
+  static constexpr int kRows = (bytes - kHeaderBytes - kConstantBytes - 8) / kRowBytes;
+  static constexpr int kKnown = kConstantBytes / sizeof(KnownConstants<opmath_t>);
+  static constexpr int kSources = kConstantBytes / sizeof(ConstantSource);
+
+  DeviceScalar grad_scale;  // the gradients are divided by it, and written back divided
+  DeviceScalar found_inf;   // anything but zero: the launch does nothing
+  std::int32_t rows;
+  std::int32_t chunk;
+  bool computes_constants;  // from `sources`, once a block
+  union {
+    KnownConstants<opmath_t> known[kKnown];
+    ConstantSource sources[kSources];
+  };
+  Row row[kRows];
+  std::uint32_t first_chunk[kRows];
+  std::uint16_t constants[kRows];  // index into `known` or `sources`
+  StepKind step_kind[kRows];
+};
+
+static_assert(sizeof(LaunchTable<float, kSmallTable>) <= kSmallTable, "arguments too large");
+static_assert(sizeof(LaunchTable<double, kLargeTable>) <= kLargeTable, "arguments too large");
+static_assert(LaunchTable<double, kSmallTable>::kSources >= 2, "room for a few groups");
+
+// `step` tensors on one device, to be counted on when the step is done.
+struct CounterTable {
+  static constexpr int kRows = (kSmallTable - 32) / 9;
+
+  DeviceScalar found_inf;
+  std::int32_t rows;
+  void* counter[kRows];
+  bool is_double[kRows];
+};
+static_assert(sizeof(CounterTable) <= kSmallTable, "arguments too large");
+
+}  // namespace proxadam
