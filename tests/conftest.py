@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import cuda_on_host
 import pytest
 import torch
 
@@ -20,17 +22,34 @@ class Backend:
     options: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     capability: str | None = None  # instruction set of the CPU kernel
+    step_on_device: bool = False  # the host never reads it
 
     @property
     def is_kernel(self) -> bool:
         return self.options.get("fused") is True
 
 
-BACKENDS = [
-    Backend("loop", {"fused": False, "foreach": False}),
-    Backend("foreach", {"fused": False, "foreach": True}),
-    *(Backend(f"cpu-{c}", {"fused": True}, capability=c) for c in ("baseline", "avx2", "avx512")),
+FUSED, LOOP, FOREACH = ({"fused": True}, {"fused": False, "foreach": False}, {"foreach": True})
+ON_CPU = [
+    Backend("loop", LOOP),
+    Backend("foreach", FOREACH),
+    *(Backend(f"cpu-{c}", FUSED, capability=c) for c in ("baseline", "avx2", "avx512")),
 ]
+ON_CUDA = [
+    Backend("cuda", FUSED, device="cuda", step_on_device=True),
+    Backend("cuda-capturable", {**FUSED, "capturable": True}, device="cuda", step_on_device=True),
+    Backend("cuda-loop", LOOP, device="cuda"),
+    Backend("cuda-foreach", FOREACH, device="cuda"),
+]
+# The CUDA kernels compiled for the host (test_cuda_on_host.py starts a process of its own).
+CUDA_ON_HOST = [
+    Backend("cuda-on-host", FUSED),
+    Backend("cuda-on-host-device-step", FUSED, step_on_device=True),
+]
+if cuda_on_host.directory():
+    BACKENDS = CUDA_ON_HOST
+else:
+    BACKENDS = ON_CPU + (ON_CUDA if torch.cuda.is_available() else [])
 
 
 def _id(value: Any) -> str | None:
@@ -58,7 +77,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield chosen
 
 
-@pytest.fixture(params=[*BACKENDS, Backend("auto")], ids=_id)
+@pytest.fixture(
+    params=BACKENDS if cuda_on_host.directory() else [*BACKENDS, Backend("auto")], ids=_id
+)
 def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend, and what users get by default: the choice tensor by tensor."""
     with using(request.param):
@@ -74,27 +95,25 @@ def kernel_module():
     return module
 
 
-class using:
-    """Run the CPU kernel with a backend's instruction set; skip where it cannot be had."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-
-    def __enter__(self) -> Backend:
-        if self.backend.is_kernel:
-            module = backends.kernel(self.backend.device)
+@contextlib.contextmanager
+def using(backend: Backend) -> Iterator[Backend]:
+    """Make tensors on the backend's device and run its kernel; skip where it cannot be had."""
+    with contextlib.ExitStack() as stack:
+        if backend in CUDA_ON_HOST:
+            stack.enter_context(cuda_on_host.as_cpu_kernel(not backend.step_on_device))
+        elif backend.is_kernel:
+            module = backends.kernel(backend.device)
             if module is None:
-                pytest.skip(str(backends.reason_for_fallback(self.backend.device)))
-            if self.backend.capability:
-                if self.backend.capability not in module.capabilities():
-                    pytest.skip(f"this processor or build has no {self.backend.capability}")
-                self.before = module.capability()
-                module.use_capability(self.backend.capability)
-        return self.backend
-
-    def __exit__(self, *_: object) -> None:
-        if hasattr(self, "before"):
-            backends.kernel("cpu").use_capability(self.before)
+                pytest.skip(str(backends.reason_for_fallback(backend.device)))
+            if backend.capability:
+                if backend.capability not in module.capabilities():
+                    pytest.skip(f"this processor or build has no {backend.capability}")
+                stack.callback(module.use_capability, module.capability())
+                module.use_capability(backend.capability)
+        if backend.device != "cpu":
+            stack.callback(torch.set_default_device, None)
+            torch.set_default_device(backend.device)
+        yield backend
 
 
 @pytest.fixture(params=[torch.float32, torch.float64, torch.bfloat16, torch.float16])

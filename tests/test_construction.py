@@ -11,7 +11,13 @@ from torch.nn import Parameter
 
 from tools import each_class, each_twin, error_of
 
-OWN_DEFAULTS = {"l1": 0.0, "l2": 0.0, "metric": "adaptive", "max_shrink": 10.0}
+OWN_DEFAULTS = {
+    "l1": 0.0,
+    "l2": 0.0,
+    "metric": "adaptive",
+    "max_shrink": 10.0,
+    "state_dtype": None,
+}
 
 
 def param(*shape):

@@ -10,6 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam
+from tolerances import assert_close
 from tools import BUSY, LOOP, assert_same_bits, error_of, snapshot, weights
 
 SENTINEL = 12345.0
@@ -152,20 +153,55 @@ def test_a_negated_view_may_be_a_parameter(any_backend):
     torch.testing.assert_close(snapshot(optimizer), snapshot(expected))
 
 
-def test_wide_gradients_of_narrow_parameters(any_backend):
-    """bfloat16 weights with float32 gradients step as in float32, rounded once."""
-    (twin,) = weights((9,))
-    param = Parameter(twin.detach().bfloat16())
-    twin.data.copy_(param.data)
-    param.grad_dtype = torch.float32
-    param.grad = twin.grad
+# ---- float32 beside 16-bit parameters ----------------------------------------------------------
+
+WIDE = {"grad": (True, False), "state": (False, True), "grad and state": (True, True)}
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", WIDE)
+def test_float32_gradients_and_state_of_narrow_parameters(any_backend, narrow, wide):
+    """16-bit weights step as float32 ones do, rounded once; the kernel takes them all."""
+    wide_grad, wide_state = WIDE[wide]
+    (twin,) = weights((1000,), dtype=torch.float32)
+    param = Parameter(twin.detach().to(narrow))
+    options = {**BUSY, **any_backend.options}
+    state_dtype = torch.float32 if wide_state else None
+    optimizer = ProxAdam([param], **options, state_dtype=state_dtype)
+    expected = ProxAdam([twin], **options)
+    for _ in range(3):
+        twin.data.copy_(param.data)  # each step begins from what the one before has stored
+        grad = torch.randn_like(twin)
+        param.grad_dtype = torch.float32 if wide_grad else narrow
+        param.grad = grad if wide_grad else grad.to(narrow)
+        twin.grad = param.grad.float()
+        optimizer.step()
+        expected.step()
+        scale = twin.detach().abs().clamp(min=BUSY["lr"])
+        assert_close(param, twin.detach(), scale, narrow, "param")
+        assert param.dtype == narrow
+        for name, moment in optimizer.state[param].items():
+            of_twin = expected.state[twin][name]
+            if name == "step":
+                assert moment == of_twin
+            elif wide_state:
+                assert moment.dtype == torch.float32
+                torch.testing.assert_close(moment, of_twin, rtol=1e-6, atol=1e-6)
+            else:
+                assert moment.dtype == narrow
+                of_twin.copy_(moment)
+
+
+def test_moments_of_two_dtypes_go_to_torch_ops(any_backend):
+    (param,) = weights((6,), dtype=torch.bfloat16)
     optimizer = ProxAdam([param], **BUSY, **any_backend.options)
+    optimizer.step()
+    optimizer.state[param]["exp_avg_sq"] = optimizer.state[param]["exp_avg_sq"].float()
     if any_backend.is_kernel:
-        assert_kernel_refuses(optimizer, "is torch.bfloat16 and its gradient torch.float32")
+        assert_kernel_refuses(optimizer, "has its exp_avg in torch.bfloat16 and its exp_avg_sq in")
         return
     optimizer.step()
-    ProxAdam([twin], **BUSY, **LOOP).step()
-    torch.testing.assert_close(param, twin.bfloat16())
+    assert optimizer.state[param]["step"] == 2
 
 
 # ---- what the step tells autograd, and whom it asks -------------------------------------------

@@ -167,6 +167,8 @@ MISFITS = {
 @pytest.mark.parametrize("what", MISFITS)
 def test_tensors_that_do_not_fit_one_another(any_backend, bystanders, what):
     """A step of −1 would divide by zero: 1 − betaᵗ is 0 at t = 0."""
+    if any_backend.step_on_device and what in ("step negative", "step nan"):
+        pytest.skip("no host waits to read a step that is on the device")
     (victim,) = weights(SHAPE)
     spoil, text = MISFITS[what]
     refused(any_backend, bystanders, victim, spoil, text)

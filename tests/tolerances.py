@@ -34,8 +34,9 @@ def opmath(dtype: torch.dtype) -> torch.dtype:
 
 def assert_close(actual: torch.Tensor, expected, scale, dtype: torch.dtype, what: str = "") -> None:
     """``actual`` is ``expected`` but for the arithmetic of ``dtype``, on ``scale``."""
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    allowed = torch.as_tensor(scale, dtype=torch.float64) * OPMATH[opmath(dtype)]
+    like = {"dtype": torch.float64, "device": actual.device}
+    expected = torch.as_tensor(expected, **like)
+    allowed = torch.as_tensor(scale, **like) * OPMATH[opmath(dtype)]
     allowed = allowed + ROUNDING[dtype] * expected.abs() + SMALLEST[dtype]
     excess = (actual.detach().double() - expected).abs() - allowed
     worst = excess.argmax() if excess.numel() else None

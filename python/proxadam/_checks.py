@@ -79,9 +79,10 @@ def why_kernel_cannot(group: Group, index: int) -> str:
         return f"{what} has dtype {param.dtype}"
     if not _is_dense(param):
         return f"{what} has gaps or overlaps in memory, with strides {param.stride()}"
+    moment_dtype = group.exp_avgs[index].dtype
     for name, tensor in beside.items():
-        if tensor.dtype != param.dtype:
-            return f"{what} is {param.dtype} and its {name} {tensor.dtype}"
+        if name != "gradient" and tensor.dtype != moment_dtype:
+            return f"{what} has its exp_avg in {moment_dtype} and its {name} in {tensor.dtype}"
         if tensor.numel() and _walk(tensor) != _walk(param):
             return f"{what} has strides {param.stride()} and its {name} {tensor.stride()}"
     if param.is_neg() or grad.is_neg():

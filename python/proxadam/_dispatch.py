@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,24 +37,20 @@ def step(
     for group in on_torch:
         check_tensors(group, writes_grads=writes_grads)
         _torch.check_capturable(group)
-    if found_inf is not None and found_inf.item() != 0:
-        return
-    scale = float(grad_scale) if writes_grads else 1.0
+    if found_inf is not None and (on_torch or any(map(_counts_on_host, wanted))):
+        if found_inf.item() != 0:
+            return
 
-    kernel = backends.kernel("cpu") if wanted else None
-    if kernel is None:
-        plan, left = None, [(group, range(len(group.params))) for group in wanted]
-    else:
-        # Returns None when it took every tensor; else nothing has been written yet.
-        plan = kernel.step(wanted, scale)
-        left = [] if plan is None else [(wanted[i], indices) for i, indices in plan.rejected]
+    plans, left = _plan(wanted, grad_scale, found_inf)
     for group, indices in left:
         check_tensors(group, indices, writes_grads=writes_grads)
         _check_not_demanded(group, indices)
         part = group.take(indices)
         _torch.check_capturable(part)
         on_torch.append(part)
-    if plan is not None:
+    if left and found_inf is not None and found_inf.item() != 0:
+        return
+    for plan in plans:
         plan.launch()
     for group in wanted:
         increment_version(group.params)
@@ -61,6 +58,62 @@ def step(
             increment_version(group.grads)
     for group in on_torch:
         _torch.step(group, grad_scale)
+
+
+def _plan(
+    groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | None
+) -> tuple[list[Any], list[tuple[Group, list[int]]]]:
+    """Hand the groups to the kernels of the devices that they are on.
+
+    Returns:
+        Plans to launch, and the (group, parameters) that no kernel takes. Nothing has been written
+        yet, unless there is nothing left to look at: a kernel that fits every tensor it is shown
+        steps at once.
+    """
+    plans: list[Any] = []
+    left = [(group, list(range(len(group.params)))) for group in groups]
+    tried: list[str] = []
+    while device_type := _first_device_type(left, tried):
+        tried.append(device_type)
+        kernel = backends.kernel(device_type)
+        if kernel is None:
+            continue
+        shown = [group.take(indices) for group, indices in left] if plans else groups
+        plan = kernel.step(shown, *_amp_arguments(device_type, shown, grad_scale, found_inf))
+        if plan is None:
+            return plans, []
+        plans.append(plan)
+        left = [(left[i][0], [left[i][1][j] for j in rejected]) for i, rejected in plan.rejected]
+    return plans, left
+
+
+def _first_device_type(left: list[tuple[Group, list[int]]], tried: list[str]) -> str | None:
+    for group, indices in left:
+        for i in indices:
+            device_type = group.params[i].device.type
+            if device_type not in tried:
+                return device_type
+    return None
+
+
+def _amp_arguments(
+    device_type: str, groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | None
+) -> tuple[Any, ...]:
+    """What a kernel's step() takes beside the groups; on CUDA a copy for each device."""
+    if grad_scale is None and found_inf is None:
+        return ()
+    if device_type == "cpu":
+        return (None if grad_scale is None else float(grad_scale),)
+    devices = {param.device for group in groups for param in group.params}
+    there = [device for device in devices if device.type == device_type]
+    return tuple(
+        [] if value is None else [value.to(device, non_blocking=True) for device in there]
+        for value in (grad_scale, found_inf)
+    )
+
+
+def _counts_on_host(group: Group) -> bool:
+    return any(step_t.is_cpu for step_t in group.state_steps if isinstance(step_t, Tensor))
 
 
 def _wants_kernel(group: Group) -> bool:

@@ -18,8 +18,10 @@ __all__ = ["available_backends", "is_built"]
 
 _KERNELS = ("cpu", "cuda")
 _ADVICE = {
-    "cpu": "; reinstall proxadam with a C++17 compiler at hand, and with PROXADAM_REQUIRE_NATIVE=1"
-    " to see what the build says"
+    "cpu": "reinstall proxadam with a C++17 compiler at hand, and with PROXADAM_REQUIRE_NATIVE=1"
+    " to see what the build says",
+    "cuda": "reinstall proxadam with nvcc at hand, and with PROXADAM_CUDA=ON to see what the build"
+    " says",
 }
 
 
@@ -50,15 +52,25 @@ def reason_for_fallback(device_type: str) -> str | None:
         return f"there is no ProxAdam kernel for {device_type} tensors"
     module, error = _import(device_type)
     if module is None:
-        return f"the {device_type} kernel is not built here ({error}){_ADVICE.get(device_type, '')}"
+        return f"the {device_type} kernel is not built here ({error}); {_ADVICE[device_type]}"
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if exchange is None:
         return f"torch {torch.__version__} has no DLPack exchange table; torch ≥ 2.10 has"
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return f"the cuda kernel is built, and torch {torch.__version__} sees no CUDA device here"
+    pool = (torch_parallel_for(),) if device_type == "cpu" else ()
     try:
-        module.bind(exchange, torch.Tensor, torch.nn.Parameter, torch_parallel_for())
+        module.bind(exchange, torch.Tensor, torch.nn.Parameter, *pool)
     except (RuntimeError, ImportError) as refused:
         return str(refused)
     return None
+
+
+def load(device: torch.device) -> None:
+    """Bring a device's kernels to it; while a graph is captured it would be too late."""
+    module = kernel(device.type) if device.type == "cuda" else None
+    if module is not None:
+        module.load(device.index)
 
 
 @functools.cache

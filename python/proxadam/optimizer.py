@@ -14,7 +14,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from . import _dispatch, backends
+from . import _checkpoint, _dispatch, backends
 from ._checks import check_not_sparse
 from ._group import Group, check_prox_options
 
@@ -60,6 +60,8 @@ class ProxAdam(Optimizer):
             which does not depend on the scale of the loss. (default: "adaptive")
         max_shrink: how far the prox may pull a weight in one step, in units of lr; ≥ 1, inf for
             no bound. It protects weights that have had almost no gradient. (default: 10)
+        state_dtype: torch.float32 keeps the moments of bfloat16 and float16 parameters in float32;
+            None keeps them in the parameter's dtype, as torch does. (default: None)
         decoupled_weight_decay: AdamW's decay in place of Adam's. (default: False)
         maximize: ascend the loss; the prox still shrinks. (default: False)
         foreach: torch ops on lists of tensors (True) or tensor by tensor (False); either forbids
@@ -90,6 +92,7 @@ class ProxAdam(Optimizer):
         l2: float | Tensor = 0.0,
         metric: str = "adaptive",
         max_shrink: float = 10.0,
+        state_dtype: torch.dtype | None = None,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -99,6 +102,7 @@ class ProxAdam(Optimizer):
     ) -> None:
         _check_adam_options(lr, betas, eps, weight_decay, foreach, capturable)
         check_prox_options(l1, l2, metric, max_shrink)
+        _check_state_dtype(state_dtype)
         if fused and differentiable:
             raise RuntimeError("`fused` does not support `differentiable`")
         if fused and foreach:
@@ -114,6 +118,7 @@ class ProxAdam(Optimizer):
             "l2": l2,
             "metric": metric,
             "max_shrink": max_shrink,
+            "state_dtype": state_dtype,
             "maximize": maximize,
             "foreach": foreach,
             "capturable": capturable,
@@ -124,16 +129,50 @@ class ProxAdam(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its own l1, l2, metric and max_shrink are held to the same ranges."""
+        """Add a group; its own options beyond Adam's are held to the same ranges."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             check_prox_options(group["l1"], group["l2"], group["metric"], group["max_shrink"])
+            _check_state_dtype(group["state_dtype"])
             if group["fused"]:
                 _check_kernel_is_there(group["params"])
         except (RuntimeError, ValueError):
             self.param_groups.pop()
             raise
+        for device in {param.device for param in group["params"]}:
+            backends.load(device)
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, of this class or of torch.optim's Adam or AdamW.
+
+        Unlike torch's, it keeps float32 moments in float32 where ``state_dtype`` says so, leaves
+        ``foreach``, ``fused``, ``capturable`` and ``differentiable`` as this instance has them, and
+        where the saved groups lack an option, that too.
+
+        Raises:
+            ValueError: groups or tensors that do not fit the parameters; nothing is loaded then.
+        """
+        loaded: dict[str, Any] = {}
+
+        def before(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+            loaded.update(_checkpoint.completed(optimizer, state_dict))
+            return loaded
+
+        def after(optimizer: Optimizer) -> None:
+            _checkpoint.restore_state(optimizer, loaded)
+
+        # Behind the user's hooks that may change what is loaded, before those that look at it.
+        hooks = (
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(after, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -244,8 +283,9 @@ class ProxAdam(Optimizer):
         check_not_sparse(grad)
         state = self.state[param]
         state["step"] = _new_step(param, group)
-        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        dtype = _checkpoint.moment_dtype(param, group["state_dtype"])
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
         return state
 
 
@@ -270,6 +310,7 @@ class ProxAdamW(ProxAdam):
         l2: float | Tensor = 0.0,
         metric: str = "adaptive",
         max_shrink: float = 10.0,
+        state_dtype: torch.dtype | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -287,6 +328,7 @@ class ProxAdamW(ProxAdam):
             l2=l2,
             metric=metric,
             max_shrink=max_shrink,
+            state_dtype=state_dtype,
             decoupled_weight_decay=True,
             maximize=maximize,
             foreach=foreach,
@@ -308,6 +350,7 @@ _LATER_OPTIONS = {
     "l2": 0.0,
     "metric": "adaptive",
     "max_shrink": 10.0,
+    "state_dtype": None,
     "maximize": False,
     "foreach": None,
     "capturable": False,
@@ -351,6 +394,11 @@ def _check_adam_options(
             raise ValueError(
                 f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
             )
+
+
+def _check_state_dtype(state_dtype: torch.dtype | None) -> None:
+    if state_dtype not in (None, torch.float32):
+        raise ValueError(f"Invalid state_dtype: {state_dtype}, expected torch.float32 or None")
 
 
 def _check_kernel_is_there(params: list[Tensor]) -> None:

@@ -1,0 +1,156 @@
+// The CUDA runtime for a machine that has none: the part of it that csrc/cuda uses, on host threads.
+//
+// Found in place of NVIDIA's header, it lets g++ compile the kernels and their launcher as they are.
+// A launch runs its blocks one after the other; the threads of a block are threads, and a barrier is
+// one. Sanitizers then see every access that the kernel makes.
+
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#define CUDART_VERSION 12000  // of before the large tables: half the kernels to compile
+
+#define __global__
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __forceinline__ inline __attribute__((always_inline))
+#define __shared__ static  // one block at a time
+
+struct dim3 {
+  explicit dim3(unsigned x = 1) : x(x) {}
+  unsigned x;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+inline thread_local dim3 threadIdx, blockIdx, blockDim;
+
+// ---- threads for threads ----------------------------------------------------------------------
+
+namespace on_host {
+
+class Barrier {
+ public:
+  explicit Barrier(unsigned threads) : threads_(threads) {}
+
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const std::uint64_t phase = phase_;
+    if (++waiting_ == threads_) {
+      waiting_ = 0;
+      ++phase_;
+      all_here_.notify_all();
+    } else {
+      all_here_.wait(lock, [&] { return phase_ != phase; });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_here_;
+  const unsigned threads_;
+  unsigned waiting_ = 0;
+  std::uint64_t phase_ = 0;
+};
+
+// The threads of a block, kept for the next launch: the caller is one more party at the barriers
+// that begin and end a launch.
+class Team {
+ public:
+  explicit Team(unsigned threads) : block_(threads), launch_(threads + 1) {
+    for (unsigned i = 0; i < threads; ++i) {
+      std::thread([this, i, threads] { work(i, threads); }).detach();
+    }
+  }
+
+  void run(unsigned blocks, const std::function<void()>& kernel) {
+    blocks_ = blocks;
+    kernel_ = &kernel;
+    launch_.wait();
+    launch_.wait();
+  }
+
+  void sync_block() { block_.wait(); }
+
+ private:
+  void work(unsigned thread, unsigned threads) {
+    threadIdx = dim3(thread);
+    blockDim = dim3(threads);
+    for (;;) {
+      launch_.wait();
+      for (unsigned block = 0; block < blocks_; ++block) {
+        blockIdx = dim3(block);
+        (*kernel_)();
+        block_.wait();
+      }
+      launch_.wait();
+    }
+  }
+
+  Barrier block_;
+  Barrier launch_;
+  unsigned blocks_ = 0;
+  const std::function<void()>* kernel_ = nullptr;
+};
+
+inline Team* team = nullptr;  // never freed: its threads wait in it until the process ends
+
+}  // namespace on_host
+
+inline void __syncthreads() { on_host::team->sync_block(); }
+
+// ---- the runtime ------------------------------------------------------------------------------
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+};
+struct cudaFuncAttributes {};
+using cudaStream_t = void*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim;
+  dim3 blockDim;
+  cudaStream_t stream;
+};
+
+// What tests/cuda_on_host/fake_device.cpp says that torch's current stream is.
+inline const cudaStream_t kCurrentStream = reinterpret_cast<cudaStream_t>(0x57);
+
+inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorOnHost"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidResourceHandle ? "not the current stream" : "no such device";
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  *value = which == cudaDevAttrMultiProcessorCount ? 2 : which == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+  return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel* kernel) {
+  return kernel ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
+
+template <typename... Expected, typename... Actual>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
+                               Actual&&... arguments) {
+  if (config->stream != kCurrentStream) return cudaErrorInvalidResourceHandle;
+  if (!on_host::team) on_host::team = new on_host::Team(config->blockDim.x);
+  on_host::team->run(config->gridDim.x, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
