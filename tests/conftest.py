@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import cuda_on_host
 import pytest
 import torch
 
+import cuda_on_host
 from proxadam import backends
 
 

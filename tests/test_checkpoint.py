@@ -1,4 +1,4 @@
-"""Saving and loading: what was learned comes back to the bit, how a step is taken stays one's own."""
+"""Saving and loading: what was learned comes back to the bit; how to step stays one's own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_path_takes_up_every_other(of, to):
     train(saver, 3)
     loader = ProxAdam(fresh(params_of(saver)), **BUSY, **PATHS[to])
     loader.load_state_dict(saved_and_loaded(saver.state_dict()))
-    chosen = {**{"foreach": None, "fused": None}, **PATHS[to]}
+    chosen = {"foreach": None, "fused": None, **PATHS[to]}
     assert {name: loader.param_groups[0][name] for name in chosen} == chosen
     for optimizer in (saver, loader):
         train(optimizer, 3, seed=1)
@@ -94,9 +94,7 @@ def test_torchs_checkpoints_load_and_ours_load_there(ours, theirs):
 def test_each_group_keeps_its_own_options():
     """L1 for the weights and none for the biases, resumed from a run of torch.optim.AdamW."""
     params = weights((4, 4), (4,))
-    old = torch.optim.AdamW(
-        [{"params": [p], "lr": lr} for p, lr in zip(params, (0.1, 0.2), strict=True)]
-    )
+    old = torch.optim.AdamW([{"params": params[:1], "lr": 0.1}, {"params": params[1:], "lr": 0.2}])
     train(old, 1)
     new = ProxAdamW([{"params": [params[0]], "l1": 0.5}, {"params": [params[1]], "l1": 0.0}])
     new.load_state_dict(old.state_dict())

@@ -66,20 +66,20 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   m.def(
       "bind",
       [](py::capsule exchange, py::type tensor, py::type parameter, std::uintptr_t parallel_for) {
-        auto* fresh = new Bound{
-            {exchange, tensor, parameter, kDLCPU, {true}},
-                               reinterpret_cast<ParallelFor>(parallel_for),
-                               getpid()};
+        auto* fresh = new Bound{{exchange, tensor, parameter, kDLCPU, {true}},
+                                reinterpret_cast<ParallelFor>(parallel_for),
+                                getpid()};
         std::swap(bound, fresh);
         delete fresh;
       },
       py::arg("exchange"), py::arg("tensor"), py::arg("parameter"), py::arg("parallel_for"),
       "Tell the module about this process's torch: its DLPack exchange table, its two tensor\n"
       "types, and the address of torch_parallel_for (0: run serially).");
-  m.def("step", &step, py::arg("groups"), py::arg("grad_scale") = py::none(),
-        "Step every parameter of every Group in place and return None; or, where some tensor does\n"
-        "not fit the kernel, write nothing and return a Plan. Gradients are divided by grad_scale,\n"
-        "and written back divided.");
+  m.def(
+      "step", &step, py::arg("groups"), py::arg("grad_scale") = py::none(),
+      "Step every parameter of every Group in place and return None; or, where some tensor does\n"
+      "not fit the kernel, write nothing and return a Plan. Gradients are divided by grad_scale,\n"
+      "and written back divided.");
   m.def(
       "capabilities",
       [] {

@@ -33,8 +33,8 @@ void step_cpu(const TensorTable& table, const Capability& capability, ParallelFo
   for (const TensorEntry& entry : table.entries) {
     const Options& options = table.options[entry.group];
     work.plan.add(entry.numel);
-    work.kernels.push_back(capability.range_kernel(
-        {entry.types, update_of(options), options.amsgrad, unscale}));
+    work.kernels.push_back(
+        capability.range_kernel({entry.types, update_of(options), options.amsgrad, unscale}));
   }
   if (parallel_for && work.plan.work() > kGrain) {
     parallel_for(0, work.plan.work(), kGrain, run, &work);  // fails only where run() throws

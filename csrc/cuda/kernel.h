@@ -23,8 +23,10 @@ constexpr int kThreads = PROXADAM_CUDA_THREADS;
 
 // Blocks that must fit a multiprocessor at once: as many as the registers of the loop allow without
 // spilling; each thread then has 64 bytes and more on their way.
-template <typename param_t>
-constexpr int kBlocksPerMultiprocessor = sizeof(param_t) == 2 ? 4 : sizeof(param_t) == 4 ? 3 : 2;
+template <typename param_t, bool amsgrad>
+constexpr int kBlocksPerMultiprocessor = sizeof(param_t) == 8              ? 2
+                                         : sizeof(param_t) == 4 || amsgrad ? 3
+                                                                           : 4;
 
 constexpr int kAccess = 16;  // bytes
 
@@ -198,7 +200,7 @@ __device__ __forceinline__ int row_of(const LaunchTable<opmath_t, bytes>& table,
 
 template <typename param_t, typename grad_t, typename state_t, bool amsgrad, typename opmath_t,
           int bytes>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<param_t>)
+__global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<param_t, amsgrad>))
     prox_adam_kernel(const __grid_constant__ LaunchTable<opmath_t, bytes> table) {
   const int index = row_of(table, blockIdx.x);
   BlockConstants<opmath_t> block;

@@ -25,7 +25,7 @@ Kernel<typename OpMath<param_t>::type, bytes> kernel_for(ScalarType grad, Scalar
   return with_amsgrad<param_t, param_t, param_t, bytes>(amsgrad);
 }
 
-#define PROXADAM_KERNELS(param_t, bytes)                                  \
+#define PROXADAM_KERNELS(param_t, bytes)                                    \
   template Kernel<OpMath<param_t>::type, bytes> kernel_for<param_t, bytes>( \
       ScalarType grad, ScalarType state, bool amsgrad)
 

@@ -66,8 +66,10 @@ DeviceScalar scalar_on(const py::list& copies, int device) {
     const DeviceScalar scalar = bound->gatekeeper.scalar(copy, device);
     if (scalar.data) return scalar;
   }
-  throw std::invalid_argument("grad_scale and found_inf must be float32 or float64, of one"
-                              " element, with a copy on device " + std::to_string(device));
+  throw std::invalid_argument(
+      "grad_scale and found_inf must be float32 or float64, of one"
+      " element, with a copy on device " +
+      std::to_string(device));
 }
 
 std::vector<DeviceContext> contexts_of(const TensorTable& table, const py::list& grad_scales,
@@ -121,7 +123,6 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
         "them: gradients are divided by the one and written back divided, and a found_inf that\n"
         "is not zero leaves everything as it is. Counters on the host are advanced at once, so\n"
         "found_inf needs the counters on the device.");
-  m.def(
-      "chunk_for", &chunk_for, py::arg("numel"), py::arg("multiprocessors"),
-      "Elements of a chunk, for a launch over so many elements on such a device; for tests.");
+  m.def("chunk_for", &chunk_for, py::arg("numel"), py::arg("multiprocessors"),
+        "Elements of a chunk, for a launch over so many elements on such a device; for tests.");
 }

@@ -1,5 +1,3 @@
-#include "step.h"
-
 #include <cuda_runtime.h>
 
 #include <algorithm>  // for max, min
@@ -9,6 +7,7 @@
 #include "device.h"        // for check_cuda, DeviceGuard
 #include "kernel_table.h"  // for Kernel, kernel_for
 #include "launch_table.h"  // for CounterTable, LaunchTable
+#include "step.h"
 
 namespace proxadam {
 namespace {
@@ -153,8 +152,8 @@ class Packer {
     if (packed_->computes_constants) {
       packed_->sources[sets_] = {options, table_.device_options[entry.group]};
     } else {
-      packed_->known[sets_] = {
-          StepConstants<opmath_t>::from(table_.constants[entry.constants]), update_of(options)};
+      packed_->known[sets_] = {StepConstants<opmath_t>::from(table_.constants[entry.constants]),
+                               update_of(options)};
     }
     last_key_ = key;
     ++sets_;
@@ -249,7 +248,8 @@ std::int32_t chunk_for(std::int64_t numel, int multiprocessors) {
   constexpr std::int64_t kLongest = 8 * kStride;
   const std::int64_t blocks = std::max(1, 4 * multiprocessors);
   const std::int64_t strides = (numel + blocks * kStride - 1) / (blocks * kStride);
-  return static_cast<std::int32_t>(std::min(std::max<std::int64_t>(strides, 1) * kStride, kLongest));
+  return static_cast<std::int32_t>(
+      std::min(std::max<std::int64_t>(strides, 1) * kStride, kLongest));
 }
 
 void step_cuda(const TensorTable& table, const std::vector<DeviceContext>& devices) {

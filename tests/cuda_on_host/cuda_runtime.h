@@ -1,8 +1,9 @@
-// The CUDA runtime for a machine that has none: the part of it that csrc/cuda uses, on host threads.
+// The CUDA runtime for a machine that has none: the part of it that csrc/cuda uses, on host
+// threads.
 //
-// Found in place of NVIDIA's header, it lets g++ compile the kernels and their launcher as they are.
-// A launch runs its blocks one after the other; the threads of a block are threads, and a barrier is
-// one. Sanitizers then see every access that the kernel makes.
+// Found in place of NVIDIA's header, it lets g++ compile the kernels and their launcher as they
+// are. A launch runs its blocks one after the other; the threads of a block are threads, and a
+// barrier is one. Sanitizers then see every access that the kernel makes.
 
 #pragma once
 
@@ -110,7 +111,11 @@ inline void __syncthreads() { on_host::team->sync_block(); }
 
 // ---- the runtime ------------------------------------------------------------------------------
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400 };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidResourceHandle = 400
+};
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
@@ -138,7 +143,9 @@ inline cudaError_t cudaSetDevice(int device) {
   return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrMultiProcessorCount ? 2 : which == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+  *value = which == cudaDevAttrMultiProcessorCount      ? 2
+           : which == cudaDevAttrComputeCapabilityMajor ? 9
+                                                        : 0;
   return cudaSuccess;
 }
 template <typename Kernel>

@@ -1,0 +1,436 @@
+"""The CUDA kernel itself: tables, chunks and alignments, and what it reads on the device.
+
+Runs on a GPU; and without one, as csrc/cuda compiled for the host, from test_cuda_on_host.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import cuda_on_host
+from proxadam import ProxAdam, backends
+from proxadam._group import Group
+from tools import BUSY, assert_same_bits, error_of
+
+HOST = cuda_on_host.directory() is not None
+GPU = torch.cuda.is_available() and backends.kernel("cuda") is not None
+DEVICE = "cpu" if HOST else "cuda"
+
+pytestmark = pytest.mark.skipif(
+    not (HOST or GPU),
+    reason=f"{backends.reason_for_fallback('cuda')} (its source runs in test_cuda_on_host.py)",
+)
+on_gpu = pytest.mark.skipif(not GPU, reason="streams, graphs and devices are the GPU's own")
+
+# Around the width of a vector, the chunk of a small list, and several chunks of a large one.
+SIZES = [1, 3, 0, 7, 8, 9, 255, 256, 257, 2048, 2049, 5000, 16_384, 16_387, 70_001]
+NAMES = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")
+
+
+class Kernel:
+    """One step of the CUDA kernel on lists of tensors; its counters on the host or the device."""
+
+    def __init__(self, steps_on_host):
+        self.steps_on_host = steps_on_host
+        if HOST:
+            self.module, self.fake = cuda_on_host.modules()
+        else:
+            self.module, self.fake = backends.kernel("cuda"), None
+
+    def __call__(self, groups, grad_scale=None, found_inf=None):
+        if self.fake:
+            steps = [s for g in groups for s in g.state_steps] if self.steps_on_host else []
+            self.fake.keep_on_host({t.data_ptr() for t in steps})
+        given = [[] if t is None else [t] for t in (grad_scale, found_inf)]
+        return self.module.step(groups, *given)
+
+    def step_at(self, value, dtype=torch.float32):
+        device = "cpu" if self.steps_on_host else DEVICE
+        return torch.tensor(value, dtype=dtype, device=device)
+
+
+@pytest.fixture(params=[True, False], ids=["host-step", "device-step"])
+def kernel(request):
+    return Kernel(request.param)
+
+
+def lists(sizes, dtype, offset=0, seed=0, grad_dtype=None, state_dtype=None):
+    """Random tensors of these sizes, each at an offset of so many elements in its own buffer."""
+    generator = torch.Generator().manual_seed(seed)
+    dtypes = (dtype, grad_dtype or dtype, *(state_dtype or dtype,) * 3)
+    named = {}
+    for i, (name, of) in enumerate(zip(NAMES, dtypes, strict=True)):
+        shift = offset if isinstance(offset, int) else offset[i]
+        named[name] = []
+        for numel in sizes:
+            values = torch.randn(numel + shift + 3, generator=generator)
+            values = values.square() + 0.01 if "sq" in name else values
+            named[name].append(values.to(of).to(DEVICE)[shift : shift + numel])
+    return named
+
+
+OPTIONS = {
+    "lr": 0.05, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "l1": 0.3, "l2": 0.2,
+    "metric": "adaptive", "max_shrink": 10.0, "amsgrad": True, "maximize": False,
+    "decoupled_weight_decay": True, "foreach": None, "capturable": False, "differentiable": False,
+    "fused": True,
+}  # fmt: skip
+
+
+def group_of(tensors, steps, **options):
+    options = {**OPTIONS, **options}
+    if not options["amsgrad"]:
+        tensors = {**tensors, "max_exp_avg_sqs": []}
+    return Group(**tensors, state_steps=steps, **options)
+
+
+def copied(tensors, device="cpu"):
+    """Clones at the start of buffers of their own, on the CPU."""
+    return {name: [t.detach().to(device, copy=True) for t in ts] for name, ts in tensors.items()}
+
+
+def cpu_step(tensors, steps, **options):
+    """The CPU kernel's step on the same numbers."""
+    steps = [torch.tensor(float(s)) for s in steps]
+    module = backends.kernel("cpu")
+    assert module.step([group_of(tensors, steps, **options)]) is None
+
+
+def assert_as_cpu(actual, expected, dtype):
+    """To the bit; a GPU's 16-bit step has fused multiply-adds and its own division."""
+    for name, tensors in expected.items():
+        for a, b in zip(actual[name], tensors, strict=True):
+            if HOST or dtype.itemsize > 2:
+                assert_same_bits(a.cpu(), b, name)
+            else:
+                unit = torch.finfo(a.dtype).eps
+                torch.testing.assert_close(a.cpu(), b, rtol=2 * unit, atol=OPTIONS["lr"] * unit)
+
+
+# ---- indexing ---------------------------------------------------------------------------------
+
+
+UPDATES = [
+    {"metric": "adaptive", "amsgrad": True},
+    {"metric": "euclidean", "amsgrad": False},
+    {"l1": 0.0, "l2": 0.0, "amsgrad": False, "decoupled_weight_decay": False},
+]
+
+
+@pytest.mark.parametrize("options", UPDATES, ids=["adaptive", "euclidean", "adam"])
+@pytest.mark.parametrize("offset", range(9))
+def test_the_bits_of_the_cpu_kernel_at_every_alignment(kernel, dtype, offset, options):
+    """Heads and tails of every length, in every type, beside neighbours that stay."""
+    tensors = lists(SIZES, dtype, offset)
+    whole = [t._base for ts in tensors.values() for t in ts]
+    beside = [b.clone() for b in whole]
+    expected = copied(tensors)
+    steps = [kernel.step_at(4.0) for _ in SIZES]
+    assert kernel([group_of(tensors, steps, **options)]) is None
+    cpu_step(expected, [4.0] * len(SIZES), **options)
+    assert_as_cpu(tensors, expected, dtype)
+    assert all(step == 5 for step in steps)
+    for base, before, numel in zip(whole, beside, itertools.cycle(SIZES), strict=False):
+        outside = [base[:offset], base[offset + numel :]]
+        for a, b in zip(outside, [before[:offset], before[offset + numel :]], strict=True):
+            assert_same_bits(a, b, "what lies beside a tensor")
+
+
+@pytest.mark.parametrize("offsets", [(1, 0, 0, 0, 0), (0, 3, 0, 0, 0), (2, 2, 1, 0, 5)])
+def test_buffers_that_are_aligned_differently(kernel, dtype, offsets):
+    tensors = lists(SIZES, dtype, offsets)
+    expected = copied(tensors)
+    assert kernel([group_of(tensors, [kernel.step_at(0.0) for _ in SIZES])]) is None
+    cpu_step(expected, [0.0] * len(SIZES))
+    assert_as_cpu(tensors, expected, dtype)
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", ["grad", "state", "both"])
+@pytest.mark.parametrize("offset", [0, 1, 4])
+def test_float32_beside_16_bits(kernel, narrow, wide, offset):
+    wide_grad = torch.float32 if wide != "state" else None
+    wide_state = torch.float32 if wide != "grad" else None
+    tensors = lists(SIZES, narrow, offset, grad_dtype=wide_grad, state_dtype=wide_state)
+    expected = copied(tensors)
+    assert kernel([group_of(tensors, [kernel.step_at(1.0) for _ in SIZES])]) is None
+    cpu_step(expected, [1.0] * len(SIZES))
+    assert_as_cpu(tensors, expected, narrow)
+
+
+def test_more_tensors_and_groups_than_a_table_holds(kernel):
+    """1100 tensors in 120 groups, at steps of their own, with some empty ones between."""
+    groups, expected = [], []
+    for g in range(120):
+        sizes = [(7 * g + i) % 23 for i in range(9)] + ([5000] if g % 50 == 0 else [])
+        tensors = lists(sizes, torch.float32, seed=g)
+        counts = [float((g + i) % 3) for i in range(len(sizes))]
+        options = {"lr": 0.01 + g / 1000, "l1": g / 100}
+        groups.append(group_of(tensors, [kernel.step_at(c) for c in counts], **options))
+        expected.append(copied(tensors))
+        cpu_step(expected[-1], counts, **options)
+    assert kernel(groups) is None
+    for group, tensors in zip(groups, expected, strict=True):
+        actual = {name: getattr(group, name) for name in NAMES}
+        assert_as_cpu(actual, tensors, torch.float32)
+    assert [s.item() for s in groups[1].state_steps] == [(1 + i) % 3 + 1 for i in range(9)]
+
+
+def test_every_dtype_in_one_step(kernel):
+    dtypes = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+    groups, expected = [], []
+    for dtype in dtypes:
+        tensors = lists(SIZES, dtype)
+        groups.append(group_of(tensors, [kernel.step_at(2.0) for _ in SIZES]))
+        expected.append(copied(tensors))
+        cpu_step(expected[-1], [2.0] * len(SIZES))
+    assert kernel(groups) is None
+    for dtype, group, tensors in zip(dtypes, groups, expected, strict=True):
+        assert_as_cpu({name: getattr(group, name) for name in NAMES}, tensors, dtype)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 78, 132])
+def test_chunks_fit_the_device(kernel, multiprocessors):
+    """Small lists reach every multiprocessor, large ones get the longest chunk."""
+    chunk_for = kernel.module.chunk_for
+    shortest, longest = chunk_for(0, multiprocessors), chunk_for(1 << 40, multiprocessors)
+    assert 8 * shortest == longest
+    assert shortest % 8 == 0
+    for numel in (1, 100_000, 1_000_000, 8_000_000, 1 << 33):
+        chunk = chunk_for(numel, multiprocessors)
+        assert shortest <= chunk <= longest
+        assert chunk % shortest == 0
+        if chunk > shortest:
+            assert numel / chunk >= multiprocessors
+
+
+# ---- what the kernel reads on the device ------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["scalar", "vector"])
+def test_gradients_are_unscaled_and_written_back(dtype, shape):
+    kernel = Kernel(False)
+    tensors = lists(SIZES, dtype, offset=1)
+    expected = copied(tensors)
+    expected["grads"] = [t / 1024 for t in expected["grads"]]
+    steps = [kernel.step_at(0.0) for _ in SIZES]
+    scale = torch.full(shape, 1024.0, device=DEVICE)
+    found_inf = torch.zeros(shape, device=DEVICE)
+    assert kernel([group_of(tensors, steps)], scale, found_inf) is None
+    cpu_step(expected, [0.0] * len(SIZES))
+    assert_as_cpu(tensors, expected, dtype)
+    assert all(step == 1 for step in steps)
+
+
+@pytest.mark.parametrize("found", [1.0, 2.0, math.inf], ids=str)
+def test_found_inf_leaves_everything_as_it_is(found):
+    """torch asks for == 1, and a sum over two devices is 2."""
+    kernel = Kernel(False)
+    tensors = lists(SIZES, torch.float32)
+    before = copied(tensors)
+    steps = [kernel.step_at(3.0) for _ in SIZES]
+    scale, found_inf = (torch.tensor(x, device=DEVICE) for x in (1024.0, found))
+    assert kernel([group_of(tensors, steps)], scale, found_inf) is None
+    assert_as_cpu(tensors, before, torch.float64)
+    assert all(step == 3 for step in steps)
+
+
+@pytest.mark.parametrize("scalar", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_options_may_be_tensors_on_the_device(kernel, scalar):
+    """Read when the kernel runs, so that they may change under a captured graph."""
+    values = {"lr": 0.25, "beta1": 0.5, "beta2": 0.75, "l1": 0.125, "l2": 0.5}
+    on_device = {k: torch.tensor(v, dtype=scalar, device=DEVICE) for k, v in values.items()}
+    tensors = lists(SIZES, torch.float32)
+    expected = copied(tensors)
+    steps = [kernel.step_at(0.0) for _ in SIZES]
+    for count, change in enumerate([{}, {"l1": 0.0, "l2": 0.0}, {"lr": 0.0}, {"lr": 0.5}]):
+        for name, value in change.items():
+            on_device[name].fill_(value)
+        values |= change
+        assert kernel([group_of(tensors, steps, **on_device)]) is None
+        cpu_step(expected, [float(count)] * len(SIZES), **values)
+        assert_as_cpu(tensors, expected, torch.float32)
+    assert all(step == 4 for step in steps)
+
+
+def test_counters_in_float64(kernel):
+    tensors = lists([5, 6], torch.float32)
+    steps = [kernel.step_at(2.0**40, torch.float64), kernel.step_at(2.0**20)]
+    assert kernel([group_of(tensors, steps)]) is None
+    assert [s.item() for s in steps] == [2.0**40 + 1, 2.0**20 + 1]
+
+
+# ---- refusals ---------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_handed_back_and_nothing_is_written(kernel):
+    tensors = lists([40, 50, 60], torch.float32)
+    tensors["grads"][1] = tensors["grads"][1].double()
+    before = copied(tensors)
+    steps = [kernel.step_at(0.0) for _ in range(3)]
+    plan = kernel([group_of(tensors, steps)])
+    assert plan.rejected == [(0, [1])]
+    assert_as_cpu(tensors, before, torch.float64)
+    plan.launch()
+    cpu_step({name: [ts[0], ts[2]] for name, ts in before.items()}, [0.0, 0.0])
+    assert_as_cpu(tensors, before, torch.float64)
+    assert [s.item() for s in steps] == [1, 0, 1]
+
+
+def test_a_scale_elsewhere_is_an_error(kernel):
+    tensors = lists([4], torch.float32)
+    scale = torch.ones(2, device=DEVICE)
+    kind, text = error_of(kernel, [group_of(tensors, [kernel.step_at(0.0)])], scale)
+    assert kind is ValueError
+    assert "grad_scale and found_inf must be float32 or float64, of one element" in text
+
+
+@pytest.mark.skipif(not HOST, reason="needs a runtime that fails on demand")
+def test_a_failed_launch_is_one_sentence(kernel):
+    kernel.fake.set_stream(0x58)
+    try:
+        tensors = lists([4], torch.float32)
+        kind, text = error_of(kernel, [group_of(tensors, [kernel.step_at(0.0)])])
+    finally:
+        kernel.fake.set_stream(0x57)
+    assert kind is RuntimeError
+    assert text.startswith("CUDA could not launch the ProxAdam kernel: not the current stream")
+
+
+# ---- streams, graphs and devices --------------------------------------------------------------
+
+
+def parameters(*sizes, device="cuda", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    params = [Parameter(torch.randn(n, generator=generator).to(device)) for n in sizes]
+    for param in params:
+        param.grad = torch.randn(param.numel(), generator=generator).to(device)
+    return params
+
+
+def results(optimizer):
+    torch.cuda.synchronize()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        f"{name} of {i}": t.detach().cpu()
+        for i, p in enumerate(params)
+        for name, t in {"param": p, **optimizer.state[p]}.items()
+    }
+
+
+@on_gpu
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}], ids=str)
+def test_a_steady_step_waits_for_nothing(options):
+    optimizer = ProxAdam(parameters(5, 70_001), **BUSY, **options)
+    optimizer.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            optimizer.step()
+        if options:
+            optimizer.grad_scale = torch.tensor(2.0).cuda(non_blocking=True)
+            optimizer.found_inf = torch.zeros((), device="cuda")
+            optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(state["step"] == (5 if options else 4) for state in optimizer.state.values())
+
+
+@on_gpu
+def test_the_step_runs_on_the_current_stream():
+    """Behind a slow producer of the gradient, on a stream of its own."""
+    plain, streamed = (ProxAdam(parameters(1 << 20), **BUSY) for _ in range(2))
+    plain.step()
+    plain.step()
+    streamed.step()
+    (param,) = streamed.param_groups[0]["params"]
+    wanted, param.grad = param.grad, torch.zeros_like(param)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        param.grad.copy_(wanted)
+        streamed.step()
+    assert_same_bits(results(streamed), results(plain))
+
+
+@on_gpu
+def test_a_captured_step_replays_while_lr_and_l1_change():
+    schedule = [(0.05, 0.01), (0.02, 0.3), (0.0, 0.3), (0.1, 0.0)]
+    lr, l1 = (torch.tensor(x, device="cuda") for x in schedule[0])
+    options = {**BUSY, "capturable": True}
+    captured = ProxAdam(parameters(5, 70_001), **{**options, "lr": lr, "l1": l1})
+    eager = ProxAdam(parameters(5, 70_001), **options)
+    captured.step()
+    eager.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for new_lr, new_l1 in schedule:
+        lr.fill_(new_lr)
+        l1.fill_(new_l1)
+        graph.replay()
+        eager.param_groups[0].update(lr=torch.tensor(new_lr, device="cuda"))
+        eager.param_groups[0].update(l1=torch.tensor(new_l1, device="cuda"))
+        eager.step()
+        assert_same_bits(results(captured), results(eager))
+
+
+@on_gpu
+def test_the_very_first_step_may_be_captured():
+    """Kernels are loaded when the optimizer is built: in a capture it would be too late."""
+    optimizer = ProxAdam(parameters(1000), **BUSY, capturable=True)
+    for param in optimizer.param_groups[0]["params"]:
+        optimizer._init_state(param, param.grad, optimizer.param_groups[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    graph.replay()
+    expected = ProxAdam(parameters(1000), **BUSY, capturable=True)
+    expected.step()
+    actual = results(optimizer)
+    for name, tensor in results(expected).items():
+        if "max" not in name:  # made in the capture, of zeros
+            assert_same_bits(actual[name], tensor, name)
+
+
+@on_gpu
+def test_capturing_without_capturable_is_torchs_error():
+    ours, theirs = (cls(parameters(5), fused=True) for cls in (ProxAdam, torch.optim.Adam))
+    errors = []
+    for optimizer in (ours, theirs):
+        optimizer.step()
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            errors.append(error_of(optimizer.step))
+    assert errors[0] == errors[1]
+    assert "capturable is False" in errors[0][1]
+
+
+@on_gpu
+def test_the_host_and_the_device_in_one_optimizer():
+    both = ProxAdam(parameters(100, 200) + parameters(100, 200, device="cpu"), **BUSY)
+    for _ in range(3):
+        both.step()
+    params = both.param_groups[0]["params"]
+    for on_device, on_host in zip(params[:2], params[2:], strict=True):
+        assert_same_bits(on_device.detach().cpu(), on_host.detach())
+        assert both.state[on_device]["step"] == both.state[on_host]["step"] == 3
+
+
+@on_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_two_gpus_in_one_optimizer():
+    params = parameters(100, device="cuda:0") + parameters(100, device="cuda:1")
+    optimizer = ProxAdam(params, **BUSY, fused=True)
+    with torch.cuda.device(1):
+        optimizer.grad_scale = torch.tensor(1.0, device="cuda:0")
+        optimizer.found_inf = torch.tensor(0.0, device="cuda:0")
+        optimizer.step()
+        assert torch.cuda.current_device() == 1
+    assert_same_bits(params[0].detach().cpu(), params[1].detach().cpu())
