@@ -6,6 +6,7 @@ from importlib.metadata import version as _version
 
 from .backends import available_backends, is_built
 from .functional import prox_adam
+from .grouping import param_groups
 from .optimizer import ProxAdam, ProxAdamW
 from .prox import prox_elastic_net, soft_threshold
 
@@ -16,6 +17,7 @@ __all__ = [
     "ProxAdamW",
     "available_backends",
     "is_built",
+    "param_groups",
     "prox_adam",
     "prox_elastic_net",
     "soft_threshold",
