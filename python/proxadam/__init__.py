@@ -10,6 +10,8 @@ from .grouping import param_groups
 from .l1_scheduler import CubicL1, L1Scheduler, LinearL1, TargetSparsityL1, WarmupL1
 from .optimizer import ProxAdam, ProxAdamW
 from .prox import prox_elastic_net, soft_threshold
+from .suggest import suggest_l1
+from .watch import sparsity, stationarity
 
 __version__ = _version("proxadam")
 
@@ -27,4 +29,7 @@ __all__ = [
     "prox_adam",
     "prox_elastic_net",
     "soft_threshold",
+    "sparsity",
+    "stationarity",
+    "suggest_l1",
 ]
