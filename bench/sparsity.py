@@ -29,6 +29,7 @@ from train import DIGITS, Data, Recipe, load_digits_split, make_model, positive_
 TARGETS = (0.5, 0.8, 0.9, 0.95)
 DENSE_EPOCHS = (2, 5, 10, 20)
 EVERY = 10  # steps between two updates of the steering
+NOTED = 5  # epochs between two looks at the zeros
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Run:
     seed: int
     guess: float
     last_l1: float
-    zeros: list[float]  # after each epoch, in the weights that take l1
+    zeros: list[float]  # after every few epochs, of the weights that take l1
     residual: float  # root mean square over those weights, at the end
     accuracy: float
 
@@ -78,7 +79,8 @@ def train(arm: Arm, seed: int, data: Data, recipe: Recipe) -> Run:
             decay.step()
             if steering:
                 steering.step()
-        zeros.append(sparsity(optimizer).groups[0])
+        if (epoch + 1) % NOTED == 0:
+            zeros.append(round(sparsity(optimizer).groups[0], 5))
     with torch.no_grad():
         hits = model(data.test_x).argmax(1) == data.test_y
     return Run(
@@ -139,7 +141,8 @@ def plot(runs: list[Run], path: Path) -> None:
                 mean = 100 * np.mean([run.zeros for run in runs if run.arm == arm], axis=0)
                 label = f"{100 * target:g} %{', steered' if steered else ', guess'}"
                 style = "-" if steered else ":"
-                axes.plot(range(1, len(mean) + 1), mean, style, color=f"C{color}", label=label)
+                epochs = NOTED * np.arange(1, len(mean) + 1)
+                axes.plot(epochs, mean, style, color=f"C{color}", label=label)
         axes.set(title=f'metric="{metric}"', xlabel="epoch")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("weights that are exactly zero (%)")
@@ -178,10 +181,10 @@ def main() -> None:
         document = {
             "machine": machine(),
             "data": {"name": data.name, "train": len(data.train_x), "test": len(data.test_x)},
-            "recipe": asdict(DIGITS) | {"every": EVERY},
+            "recipe": asdict(DIGITS) | {"every": EVERY, "noted": NOTED},
             "runs": [asdict(run) for run in runs],
         }
-        arguments.json.write_text(json.dumps(document) + "\n")
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
