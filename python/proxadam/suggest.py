@@ -27,8 +27,8 @@ def suggest_l1(
     A weight rests at zero exactly while |m̂| ≤ l1 (adaptive metric), or |m̂| / (√v̂ + eps) ≤ l1
     (euclidean), with m̂ the bias-corrected first moment. The guess is the smallest l1 for which
     this holds for the wanted share of the weights as they are now: it would be the answer if
-    the gradients stayed what they are. They do not, so begin with it, and let
-    :class:`proxadam.TargetSparsityL1` do the rest. Ask after some hundred steps without l1.
+    the gradients stayed what they are. They do not: ask once the loss has fallen from its first
+    heights, begin with the guess, and let :class:`proxadam.TargetSparsityL1` do the rest.
 
     Args:
         optimizer: of this package, or torch's Adam or AdamW; its moments are read, nothing is

@@ -92,7 +92,7 @@ class Residual(_Report):
     def _over(self, value: float, numel: int) -> float:
         return math.sqrt(value / numel)
 
-    @property
+    @cached_property
     def max(self) -> float:
         """The largest residual of a single weight; NaN if there are none."""
         values = read(self._maxima)
@@ -156,8 +156,8 @@ def stationarity(optimizer: Optimizer, *, gradient: str = "exp_avg") -> Residual
         optimizer: of this package, or torch's Adam or AdamW (l1 and l2 count as 0 there).
         gradient: what stands for g: "exp_avg", the bias-corrected first moment, which costs
             nothing and averages the last 1 / (1 − β1) batches; or "grad", the ``.grad`` of the
-            parameters, for those who have put that of the whole data set there. (default:
-            "exp_avg")
+            parameters, unscaled, for those who have put that of the whole data set there.
+            (default: "exp_avg")
 
     Returns:
         A report with ``params``, ``groups`` and ``total``, root mean squares over the weights,
