@@ -148,7 +148,7 @@ def plot(runs: list[Run], path: Path) -> None:
     panels[0].set_ylabel("weights that are exactly zero (%)")
     panels[0].legend(fontsize=7, ncols=2, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -184,7 +184,7 @@ def main() -> None:
             "recipe": asdict(DIGITS) | {"every": EVERY, "noted": NOTED},
             "runs": [asdict(run) for run in runs],
         }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(document) + "\n")
 
 
 if __name__ == "__main__":
