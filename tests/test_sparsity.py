@@ -19,13 +19,13 @@ import proxadam
 from proxadam import (
     ProxAdam,
     ProxAdamW,
+    _state,
     param_groups,
     prox_elastic_net,
     sparsity,
     stationarity,
     suggest_l1,
 )
-from proxadam import suggest as suggest_module
 from tools import assert_same_bits, error_of, params_of, snapshot, weights
 
 # --- sparsity
@@ -196,7 +196,8 @@ def test_at_lr_0_it_is_the_distance_from_the_subdifferential():
     assert bound <= report.max
 
 
-def test_residuals_by_parameter_group_and_in_all():
+def test_residuals_by_parameter_group_and_in_all(monkeypatch):
+    monkeypatch.setattr(_state, "_CPU_CHUNK", 2)
     first, second = weights((3,), (5,))
     optimizer = ProxAdam([{"params": [first], "l1": 0.1}, {"params": [second]}], lr=0.01)
     optimizer.step()
@@ -235,6 +236,22 @@ def test_of_torchs_own_adam():
     optimizer.step()
     rms = param.grad.square().mean().sqrt().item()
     assert stationarity(optimizer).total == pytest.approx(rms, rel=1e-5)
+
+
+def test_strides_do_not_matter(monkeypatch):
+    """The gradient, or the weight, may lie in memory in another order than the moments."""
+    monkeypatch.setattr(_state, "_CPU_CHUNK", 7)
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        (param,) = weights((2, 3, 4, 5))
+        param.data = param.data.contiguous(memory_format=memory_format)
+        optimizer = ProxAdam([param], l1=0.1)
+        optimizer.step()
+        for gradient in ("exp_avg", "grad"):
+            report = stationarity(optimizer, gradient=gradient)
+            found.append([report.total, report.max, suggest_l1(optimizer)])
+    assert found[0] == pytest.approx(found[2]) and found[1] == pytest.approx(found[3])
 
 
 def test_bfloat16_weights_are_measured_in_float32():
@@ -323,7 +340,7 @@ def _running(dtype=torch.float32, metric="adaptive", l1=0.1, steps=3):
 @pytest.mark.parametrize("metric", ["adaptive", "euclidean"])
 @pytest.mark.parametrize("target", [1e-9, 0.5, 0.9, 0.999, 1 - 1e-9])
 def test_the_smallest_l1_that_lets_so_many_rest(dtype, metric, target, monkeypatch):
-    monkeypatch.setattr(suggest_module, "_CHUNK", 64)
+    monkeypatch.setattr(_state, "_CPU_CHUNK", 64)
     optimizer = _running(dtype, metric)
     guess = suggest_l1(optimizer, target)
     values, slack = _m_hat(optimizer, 0), 1 + 4 * 2.0**-23  # float32 rounds m̂ and d

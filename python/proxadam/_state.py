@@ -5,13 +5,17 @@ A DTensor is read by its local shard, and what is counted there is combined over
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+# Elements looked at together. On the CPU they stay in the cache; on a device launches cost more.
+_CPU_CHUNK = 1 << 17
+_CHUNK = 1 << 24
 
 # The mesh and the placements of a DTensor; None for any other tensor.
 Sharding = tuple[Any, Any] | None
@@ -97,36 +101,35 @@ def has_stepped(state: dict[str, Any]) -> bool:
     return not isinstance(step, Tensor) or not step.is_cpu or step.item() > 0
 
 
-def corrected(
-    group: dict[str, Any], state: dict[str, Any], chunk: int | None = None
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Yield m̂ and d = √v̂ + eps, as the step has them, of the local part of one parameter.
+def chunks(tensor: Tensor) -> Sequence[Tensor]:
+    """The local part of a tensor, flat, in pieces whose temporaries are small."""
+    size = _CPU_CHUNK if tensor.device.type == "cpu" else _CHUNK
+    return local(tensor).reshape(-1).split(size)
+
+
+def corrected(group: dict[str, Any], state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield m̂ and d = √v̂ + eps, as the step has them, for each of :func:`chunks`.
 
     Args:
         group: the parameter's group.
         state: the parameter's state, that has stepped.
-        chunk: flatten, and yield so many elements at a time; None yields the whole in its shape.
 
     Yields:
-        Two tensors of the same shape in float32, or float64 for float64 state.
+        Two flat tensors in float32, or float64 for float64 state.
 
     Raises:
         ValueError: a complex parameter.
     """
+    exp_avg = state["exp_avg"]
+    if exp_avg.is_complex():
+        shape = tuple(exp_avg.shape)
+        raise ValueError(f"expected real parameters, got a complex one of shape {shape}")
+    exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     beta1, beta2 = group["betas"]
     step = state["step"]
     if isinstance(step, Tensor) and step.is_cpu:
         step = step.item()
-    exp_avg = local(state["exp_avg"])
-    if exp_avg.is_complex():
-        shape = tuple(exp_avg.shape)
-        raise ValueError(f"expected real parameters, got a complex one of shape {shape}")
-    exp_avg_sq = local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
     dtype = torch.promote_types(exp_avg.dtype, torch.float32)
-    pairs: Iterable[tuple[Tensor, Tensor]] = [(exp_avg, exp_avg_sq)]
-    if chunk is not None:
-        flat = (exp_avg.reshape(-1), exp_avg_sq.reshape(-1))
-        pairs = zip(*(tensor.split(chunk) for tensor in flat), strict=True)
-    for m, v in pairs:
-        denominator = v.to(dtype).sqrt() / (1 - beta2**step) ** 0.5
-        yield m.to(dtype) / (1 - beta1**step), denominator + group["eps"]
+    for m, v in zip(chunks(exp_avg), chunks(exp_avg_sq), strict=True):
+        d = v.to(dtype).sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+        yield m.to(dtype) / (1 - beta1**step), d

@@ -14,7 +14,6 @@ from ._state import Sharding, corrected, has_stepped, over_shards, sharding_of
 
 __all__ = ["suggest_l1"]
 
-_CHUNK = 1 << 24  # elements looked at together: it bounds the temporaries, not the answer
 _HALF = 16  # bits; a float32 that is not negative sorts as its 31 bits do
 
 
@@ -94,7 +93,7 @@ def _thresholds(
             state = optimizer.state.get(param, {})
             if not has_stepped(state):
                 continue
-            for m, d in corrected(group, state, _CHUNK):
+            for m, d in corrected(group, state):
                 ratio = m / d if group.get("metric") == "euclidean" else m
                 yield sharding_of(param), ratio.abs().float()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._state import combine, corrected, count_nonzeros, has_stepped, local, named_params, read
+from ._state import chunks, combine, corrected, count_nonzeros, has_stepped, named_params, read
 
 __all__ = ["Residual", "Sparsity", "sparsity", "stationarity"]
 
@@ -176,32 +176,39 @@ def stationarity(optimizer: Optimizer, *, gradient: str = "exp_avg") -> Residual
         state = optimizer.state.get(param, {})
         if not has_stepped(state) or (gradient == "grad" and param.grad is None):
             continue
-        residual = _residual(optimizer.param_groups[i], param, state, gradient)
-        largest = residual.abs().amax() if residual.numel() else residual.new_zeros(())
-        measured.append((i, name, param, residual.square().sum(), largest))
+        group = optimizer.param_groups[i]
+        norms = [
+            torch.stack([residual.square().sum(), residual.abs().amax()])
+            for residual in _residuals(group, param, state, gradient)
+            if residual.numel()
+        ]
+        sums, maxima = torch.stack(norms or [torch.zeros(2, device=param.device)]).unbind(1)
+        measured.append((i, name, param, sums.sum(), maxima.amax()))
     params = [m[2] for m in measured]
     squares = combine(params, [m[3] for m in measured])
-    maxima = combine(params, [m[4] for m in measured], "max")
+    largest = combine(params, [m[4] for m in measured], "max")
     entries = [
         _Entry(name, i, param.numel(), place)
         for (i, name, param, _, _), place in zip(measured, squares, strict=True)
     ]
-    return Residual(entries, len(optimizer.param_groups), maxima)
+    return Residual(entries, len(optimizer.param_groups), largest)
 
 
-def _residual(group: dict[str, Any], param: Tensor, state: dict[str, Any], gradient: str) -> Tensor:
-    """The residual of each weight of the local part of a parameter."""
-    ((g, d),) = corrected(group, state)
-    w = local(param).to(g.dtype)
-    if gradient == "grad":
-        assert param.grad is not None
-        g = local(param.grad).to(g.dtype)
-        g = -g if group["maximize"] else g
-        if not group.get("decoupled_weight_decay"):
-            g = g + group["weight_decay"] * w
-    if group.get("metric") == "euclidean":
-        g, d = g / d, torch.ones_like(d)
+def _residuals(
+    group: dict[str, Any], param: Tensor, state: dict[str, Any], gradient: str
+) -> Iterator[Tensor]:
+    """The residual of each weight of the local part of a parameter, in chunks."""
     l1, l2, lr = group.get("l1", 0.0), group.get("l2", 0.0), group["lr"]
-    # At lr = 0 the largest number stands for infinity, which a zero weight would turn into NaN.
-    pull = w * (d / lr).clamp(max=torch.finfo(d.dtype).max)
-    return (g + l2 * w + (pull - g).clamp(-l1, l1)) / (1 + lr * l2 / d)
+    grads = chunks(param if param.grad is None else param.grad)
+    for w, grad, (g, d) in zip(chunks(param), grads, corrected(group, state), strict=True):
+        w = w.to(g.dtype)
+        if gradient == "grad":
+            g = grad.to(g.dtype)
+            g = -g if group["maximize"] else g
+            if not group.get("decoupled_weight_decay"):
+                g = g + group["weight_decay"] * w
+        if group.get("metric") == "euclidean":
+            g, d = g / d, torch.ones_like(d)
+        # At lr = 0 the largest number stands for infinity, which a zero weight would turn to NaN.
+        pull = w * (d / lr).clamp(max=torch.finfo(d.dtype).max)
+        yield (g + l2 * w + (pull - g).clamp(-l1, l1)) / (1 + lr * l2 / d)
