@@ -238,6 +238,17 @@ def test_of_torchs_own_adam():
     assert stationarity(optimizer).total == pytest.approx(rms, rel=1e-5)
 
 
+def test_dtypes_may_differ():
+    params = [*weights((5,)), *weights((5,), dtype=torch.float64), *weights((0,))]
+    optimizer = ProxAdam(params, l1=0.1)
+    optimizer.step()
+    report = stationarity(optimizer)
+    assert list(report.params) == ["0.0", "0.1"]
+    parts = [value**2 for value in report.params.values()]
+    assert report.total == pytest.approx(math.sqrt(sum(parts) / 2))
+    assert suggest_l1(optimizer) == pytest.approx(_m_hat(optimizer, 0).sort().values[8].item())
+
+
 def test_strides_do_not_matter(monkeypatch):
     """The gradient, or the weight, may lie in memory in another order than the moments."""
     monkeypatch.setattr(_state, "_CPU_CHUNK", 7)

@@ -93,12 +93,17 @@ def read(places: Sequence[tuple[Tensor, int]]) -> list[float]:
     return [lists[id(whole)][j] for whole, j in places]
 
 
+def on_host(value: float | Tensor) -> Any:
+    """The number in a tensor on the CPU; what is on a device stays there."""
+    return value.item() if isinstance(value, Tensor) and value.is_cpu else value
+
+
 def has_stepped(state: dict[str, Any]) -> bool:
     """Whether a parameter's state holds moments; asks no device."""
     if "exp_avg" not in state:
         return False
-    step = state["step"]
-    return not isinstance(step, Tensor) or not step.is_cpu or step.item() > 0
+    step = on_host(state["step"])
+    return isinstance(step, Tensor) or bool(step > 0)
 
 
 def chunks(tensor: Tensor) -> Sequence[Tensor]:
@@ -125,10 +130,7 @@ def corrected(group: dict[str, Any], state: dict[str, Any]) -> Iterator[tuple[Te
         shape = tuple(exp_avg.shape)
         raise ValueError(f"expected real parameters, got a complex one of shape {shape}")
     exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    beta1, beta2 = group["betas"]
-    step = state["step"]
-    if isinstance(step, Tensor) and step.is_cpu:
-        step = step.item()
+    beta1, beta2, step = map(on_host, (*group["betas"], state["step"]))
     dtype = torch.promote_types(exp_avg.dtype, torch.float32)
     for m, v in zip(chunks(exp_avg), chunks(exp_avg_sq), strict=True):
         d = v.to(dtype).sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._state import chunks, combine, corrected, count_nonzeros, has_stepped, named_params, read
+from ._state import (
+    chunks,
+    combine,
+    corrected,
+    count_nonzeros,
+    has_stepped,
+    named_params,
+    on_host,
+    read,
+)
 
 __all__ = ["Residual", "Sparsity", "sparsity", "stationarity"]
 
@@ -167,7 +176,8 @@ def stationarity(optimizer: Optimizer, *, gradient: str = "exp_avg") -> Residual
     Raises:
         ValueError: a ``gradient`` that is neither; a complex parameter.
 
-    Source: the gradient mapping of Parikh and Boyd, *Proximal algorithms* (2014), §4.2.
+    Source: the composite gradient mapping of Nesterov, *Gradient methods for minimizing composite
+    functions* (2013), in a diagonal metric.
     """
     if gradient not in ("exp_avg", "grad"):
         raise ValueError(f"Invalid gradient: {gradient!r}, expected 'exp_avg' or 'grad'")
@@ -198,8 +208,8 @@ def _residuals(
     group: dict[str, Any], param: Tensor, state: dict[str, Any], gradient: str
 ) -> Iterator[Tensor]:
     """The residual of each weight of the local part of a parameter, in chunks."""
-    l1, l2, lr = group.get("l1", 0.0), group.get("l2", 0.0), group["lr"]
-    grads = chunks(param if param.grad is None else param.grad)
+    l1, l2, lr = (on_host(group.get(name, 0.0)) for name in ("l1", "l2", "lr"))
+    grads = chunks(param.grad if gradient == "grad" and param.grad is not None else param)
     for w, grad, (g, d) in zip(chunks(param), grads, corrected(group, state), strict=True):
         w = w.to(g.dtype)
         if gradient == "grad":
