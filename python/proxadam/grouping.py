@@ -30,8 +30,8 @@ def param_groups(
     l1: float | Tensor,
     l2: float | Tensor | None = None,
     weight_decay: float | None = None,
-    exclude: Iterable[Rule] = (),
-    include: Iterable[Rule] = (),
+    exclude: Rule | Iterable[Rule] = (),
+    include: Rule | Iterable[Rule] = (),
     named: bool = False,
 ) -> list[dict[str, Any]]:
     """Group a model's parameters, so that biases, norms and embeddings are not penalised.
@@ -52,8 +52,8 @@ def param_groups(
         l1: of the penalised group; a float or a one-element tensor.
         l2: of the penalised group; None leaves it to the optimizer. (default: None)
         weight_decay: of the penalised group; None leaves it to the optimizer. (default: None)
-        exclude: rules for what else to leave alone; they win over ``include``. (default: none)
-        include: rules for what to penalise all the same, such as ``nn.Embedding``. (default: none)
+        exclude: one or several rules: what else to leave alone; it wins. (default: none)
+        include: likewise, what to penalise all the same, such as ``nn.Embedding``. (default: none)
         named: list (name, parameter) pairs, as ``model.named_parameters()`` does; the optimizer
             then keeps the names in ``param_names``. (default: False)
 
@@ -109,7 +109,7 @@ def _names_by_param(model: nn.Module) -> dict[nn.Parameter, list[str]]:
     return names
 
 
-def _fitting(model: nn.Module, rules: Iterable[Rule], argument: str) -> set[nn.Parameter]:
+def _fitting(model: nn.Module, rules: Rule | Iterable[Rule], argument: str) -> set[nn.Parameter]:
     if isinstance(rules, str | type):  # a lone rule; a string would be taken letter by letter
         rules = (rules,)
     fitting: set[nn.Parameter] = set()
