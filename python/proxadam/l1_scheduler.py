@@ -1,0 +1,289 @@
+"""Schedulers of l1 in the shape of ``torch.optim.lr_scheduler``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ._state import count_nonzeros, read
+
+__all__ = ["CubicL1", "L1Scheduler", "LinearL1", "TargetSparsityL1", "WarmupL1"]
+
+
+class L1Scheduler:
+    """What all have in common: it multiplies the l1 of each group by one common factor.
+
+    The base values are the groups' l1 when the scheduler is built, so a group at 0 stays at 0, and
+    an optimizer takes one of these at a time. Call :meth:`step` after each ``optimizer.step()``.
+    An l1 that is a tensor is filled in place, as torch's schedulers do with a tensor lr: a
+    captured CUDA graph and a compiled step see the new value.
+
+    A subclass says what :meth:`factor` is.
+
+    Args:
+        optimizer: one whose groups have l1; its l1 are those of step 0 from now on.
+
+    Attributes:
+        base_l1s: the groups' l1 when the scheduler was built; floats.
+        last_epoch: how often :meth:`step` was called; torch's name.
+
+    Raises:
+        TypeError: not an optimizer.
+        ValueError: groups without l1; an option out of range, named with its value.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+        if not all("l1" in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"expected groups with l1, as ProxAdam's are, got those of"
+                f" {type(optimizer).__name__}."
+            )
+        self.optimizer = optimizer
+        self.base_l1s = [float(group["l1"]) for group in optimizer.param_groups]
+        self.last_epoch = 0
+        self._write()
+
+    def factor(self) -> float:
+        """What the base values are multiplied by after ``last_epoch`` steps."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Count a step and write the groups' l1 for the next one."""
+        self.last_epoch += 1
+        self._write()
+
+    def get_last_l1(self) -> list[float]:
+        """The l1 last written, by group; floats, also where a group holds a tensor."""
+        return list(self._last_l1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the optimizer; numbers and lists of numbers, the options included."""
+        return {name: value for name, value in vars(self).items() if name != "optimizer"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state, and write its l1 into the groups of the optimizer.
+
+        Before or after the optimizer's own ``load_state_dict``, the result is the same.
+
+        Raises:
+            ValueError: the state is of another number of groups.
+        """
+        count = len(state_dict["base_l1s"])
+        if count != len(self.optimizer.param_groups):
+            raise ValueError(
+                f"expected the state of {len(self.optimizer.param_groups)} parameter groups, got"
+                f" one of {count}; build the optimizer as it was when the state was saved."
+            )
+        vars(self).update(state_dict)
+        self._write()
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.base_l1s):
+            raise ValueError(
+                f"expected the {len(self.base_l1s)} parameter groups that the scheduler was built"
+                f" for, got {len(groups)}; build it after the last add_param_group."
+            )
+        factor = self.factor()
+        self._last_l1 = [base * factor for base in self.base_l1s]
+        for group, value in zip(groups, self._last_l1, strict=True):
+            if isinstance(group["l1"], Tensor):
+                group["l1"].fill_(value)
+            else:
+                group["l1"] = value
+
+
+class LinearL1(L1Scheduler):
+    """Go from one multiple of the base l1 to another in a straight line.
+
+    The factor at step t is start_factor + (end_factor − start_factor) · x, where
+    x = (t − delay) / total_iters, held between 0 and 1.
+
+    Args:
+        optimizer: as in :class:`L1Scheduler`.
+        total_iters: how many steps the way takes, ≥ 1.
+        start_factor: multiple of the base l1 at its begin, finite and ≥ 0. (default: 0)
+        end_factor: multiple of the base l1 at its end, finite and ≥ 0. (default: 1)
+        delay: how many steps to stay at the start, ≥ 0. (default: 0)
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_iters: int,
+        start_factor: float = 0.0,
+        end_factor: float = 1.0,
+        delay: int = 0,
+    ) -> None:
+        _check_range("total_iters", total_iters, 1)
+        _check_range("start_factor", start_factor, 0)
+        _check_range("end_factor", end_factor, 0)
+        _check_range("delay", delay, 0)
+        self.total_iters = total_iters
+        self.start_factor = start_factor
+        self.end_factor = end_factor
+        self.delay = delay
+        super().__init__(optimizer)
+
+    def _way(self) -> float:
+        """The share of the way that is done, from 0 to 1."""
+        return min(max((self.last_epoch - self.delay) / self.total_iters, 0.0), 1.0)
+
+    def factor(self) -> float:
+        """The formula of the class."""
+        way = self._way()
+        return (1 - way) * self.start_factor + way * self.end_factor
+
+
+class WarmupL1(LinearL1):
+    """Rise from 0 to the base l1 in a straight line, and stay there.
+
+    Args:
+        optimizer: as in :class:`L1Scheduler`.
+        total_iters: how many steps the rise takes, ≥ 1.
+        delay: how many steps to train without l1 before it, ≥ 0. (default: 0)
+    """
+
+    def __init__(self, optimizer: Optimizer, total_iters: int, delay: int = 0) -> None:
+        super().__init__(optimizer, total_iters, delay=delay)
+
+
+class CubicL1(LinearL1):
+    """Go from one multiple of the base l1 to another, fast at first and gently at the end.
+
+    The factor is end_factor + (start_factor − end_factor) · (1 − x)³ with the x, the arguments and
+    the defaults of :class:`LinearL1`. It is the curve along which Zhu and Gupta, *To prune, or not
+    to prune* (2017), raise the sparsity.
+    """
+
+    def factor(self) -> float:
+        """The formula of the class."""
+        left = (1 - self._way()) ** 3
+        return (1 - left) * self.end_factor + left * self.start_factor
+
+
+class TargetSparsityL1(L1Scheduler):
+    """Steer to a share of exact zeros, counted over the groups whose l1 is not 0.
+
+    All of these groups' l1 are multiplied by one factor, which begins at ``start_factor``. Every
+    ``every`` steps the zeros are counted, which is the one time that the host waits for the
+    device, and with s their share and the error e = logit(sparsity) − logit(s)
+
+        log factor += gain · e + damping · (e − e before),
+
+    by no more than log ``max_change``, and held between 1 / ``max_factor`` and ``max_factor``.
+    Where zeros or nonzeros are less than a tenth of what is wanted, a tenth is put for them.
+
+    This is a PI controller in its velocity form. It works on log l1 and log odds, for these follow
+    one another at a slope of about 1, whatever the sparsity. ``gain`` is how much of the error is
+    made up in an update. ``damping`` takes back what is on its way already, for weights need time
+    to reach zero; where log odds are steeper in log l1 than 1 / damping, it begins to oscillate.
+    Nothing is summed up but the factor, and that within its bounds, so that nothing winds up:
+    where the target cannot be reached, l1 rests at a bound, and leaves it at the first update
+    whose error has the other sign.
+
+    The approach from below is the safe one, for a network that is zero throughout has no gradient
+    to come back with. It takes 50 to 100 updates: let ``every`` be a two-hundredth of the training,
+    or less, and the target be reached before the learning rate has decayed, for then weights move
+    no more. A base l1 that is wrong by a factor of ten costs some of them.
+
+    Args:
+        optimizer: as in :class:`L1Scheduler`; :func:`proxadam.suggest_l1` gives a base l1.
+        sparsity: the wanted share of exact zeros, above 0 and below 1.
+        every: steps between two updates, ≥ 1. (default: 100)
+        gain: part of the error that moves l1 at each update, above 0 and ≤ 1. (default: 0.05)
+        damping: part of the change of the error that does, ≥ 0. (default: 0.3)
+        max_change: the largest factor of an update, above 1. (default: 1.5)
+        start_factor: multiple of the base l1 to begin with, within the bounds. (default: 0.1)
+        max_factor: l1 stays within this factor of its base, above 1. (default: 100)
+
+    Raises:
+        ValueError: also if every l1 is 0: there is nothing to multiply.
+
+    DTensors are counted as by :func:`proxadam.sparsity`: all processes take the same steps, and
+    must call :meth:`step` together. Resumed from its ``state_dict``, it goes on to the same bits.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        sparsity: float,
+        every: int = 100,
+        *,
+        gain: float = 0.05,
+        damping: float = 0.3,
+        max_change: float = 1.5,
+        start_factor: float = 0.1,
+        max_factor: float = 100.0,
+    ) -> None:
+        if not 0 < sparsity < 1:
+            raise ValueError(f"Invalid sparsity: {sparsity}, expected above 0 and below 1")
+        _check_range("every", every, 1)
+        if not 0 < gain <= 1:
+            raise ValueError(f"Invalid gain: {gain}, expected above 0 and ≤ 1")
+        _check_range("damping", damping, 0)
+        for name, value in (("max_change", max_change), ("max_factor", max_factor)):
+            if not 1 < value < math.inf:
+                raise ValueError(f"Invalid {name}: {value}, expected finite and above 1")
+        if not 1 / max_factor <= start_factor <= max_factor:
+            raise ValueError(
+                f"Invalid start_factor: {start_factor}, expected from 1 / max_factor to max_factor"
+            )
+        self.sparsity = sparsity
+        self.every = every
+        self.gain = gain
+        self.damping = damping
+        self.max_change = max_change
+        self.max_factor = max_factor
+        self._log_factor = math.log(start_factor)
+        self._error: float | None = None
+        super().__init__(optimizer)
+        if not any(self.base_l1s):
+            raise ValueError(
+                "expected a group whose l1 is not 0, got none to steer; suggest_l1 gives a first"
+                " guess."
+            )
+
+    def factor(self) -> float:
+        """What the last update made of it."""
+        return math.exp(self._log_factor)
+
+    def step(self) -> None:
+        """Count a step; at every ``every``-th, count the zeros and correct l1."""
+        if (self.last_epoch + 1) % self.every == 0:
+            self._correct()
+        super().step()
+
+    def _correct(self) -> None:
+        share = max(self._share_of_zeros(), self.sparsity / 10)
+        share = min(share, 1 - (1 - self.sparsity) / 10)
+        error = _logit(self.sparsity) - _logit(share)
+        change = self.gain * error
+        if self._error is not None:
+            change += self.damping * (error - self._error)
+        self._error = error
+        most, bound = math.log(self.max_change), math.log(self.max_factor)
+        self._log_factor += min(max(change, -most), most)
+        self._log_factor = min(max(self._log_factor, -bound), bound)
+
+    def _share_of_zeros(self) -> float:
+        groups = zip(self.optimizer.param_groups, self.base_l1s, strict=True)
+        params = [param for group, base in groups if base for param in group["params"]]
+        nonzeros = sum(read(count_nonzeros(params)))
+        return 1 - nonzeros / max(sum(param.numel() for param in params), 1)
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share))
+
+
+def _check_range(name: str, value: float, least: float) -> None:
+    if not least <= value < math.inf:
+        raise ValueError(f"Invalid {name}: {value}, expected finite and ≥ {least}")
