@@ -440,7 +440,7 @@ def collecting_state_moves_nothing(engine):
         assert_all_same(gathered(model)[0], before)
         assert optimizer.param_groups[0]["lr"] == BUSY["lr"]
         names = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"}
-        kept = state["state"] if "state" in state else state
+        kept = state.get("state", state)
         assert all(any(name in str(entry) for entry in _keys(kept)) for name in names)
 
 
