@@ -57,13 +57,14 @@ class Training:
         self.done = 0
         self.seen = []
 
-    def run(self, steps=STEPS, clip=lambda params: None):
+    def run(self, steps=STEPS, clip=None):
         for _ in range(steps):
             self.optimizer.zero_grad()
             outputs = self.model(self.inputs[self.done])
             loss = (outputs - self.targets[self.done]).square().mean()
             loss.backward()
-            clip(self.model.parameters())
+            if clip:
+                clip(self.model.parameters())
             self.optimizer.step()
             by_loss = isinstance(self.scheduler, ReduceLROnPlateau)
             self.scheduler.step(*[loss.detach()] * by_loss)
@@ -73,8 +74,11 @@ class Training:
         return self
 
     def share_of_zeros(self):
-        weights = torch.cat([p.detach().flatten() for p in self.model.parameters()])
-        return (weights == 0).float().mean().item()
+        return (flat(self.model) == 0).float().mean().item()
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def assert_same_training(ours, theirs, backend):
@@ -164,12 +168,13 @@ def test_averaged_weights(kind, backend):
     multi_avg_fn, by_hand = AVERAGES[kind]
     training = Training(ProxAdamW, "SWALR", **BUSY, **backend.options)
     averaged = swa_utils.AveragedModel(training.model, multi_avg_fn=multi_avg_fn)
+    means = None
     for count in range(STEPS):
         training.run(1)
         averaged.update_parameters(training.model)
-        weights = torch.cat([p.detach().flatten() for p in training.model.parameters()])
-        means = weights if count == 0 else by_hand(means, weights, count)
-    found = torch.cat([p.detach().flatten() for p in averaged.module.parameters()])
+        weights = flat(training.model)
+        means = weights if means is None else by_hand(means, weights, count)
+    found = flat(averaged.module)
     torch.testing.assert_close(found, means)
     alone = Training(ProxAdamW, "SWALR", **BUSY, **backend.options).run()
     assert_same_bits(training.model.state_dict(), alone.model.state_dict())
