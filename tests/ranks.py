@@ -404,10 +404,29 @@ def versions_are_bumped(path):
 
     param = dtensor(Shard(0))
     saved = (param**2).sum()
-    ProxAdam([param], **BUSY, **path).step()
+    optimizer = ProxAdam([param], **BUSY, **path)
+    optimizer.grad_scale = torch.tensor(2.0)
+    before = param.grad._version
+    optimizer.step()
+    assert param.grad._version > before
     kind, text = error_of(saved.backward)
     assert kind is RuntimeError
     assert "modified by an inplace operation" in text
+
+
+def a_gradient_that_is_still_on_its_way():
+    """As a collective leaves it that nobody has waited for yet."""
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_reduce
+    from torch.distributed.tensor import DTensor, Replicate
+
+    param, twin = (dtensor(Replicate()) for _ in range(2))
+    coming = all_reduce(torch.ones(6, 4), "sum", mesh())
+    assert type(coming) is AsyncCollectiveTensor
+    param.grad = DTensor.from_local(coming, mesh(), [Replicate()], run_check=False)
+    whole(twin.grad).fill_(dist.get_world_size())
+    for p in (param, twin):
+        ProxAdam([p], **BUSY, fused=True).step()
+    assert_same_bits(whole(param), whole(twin))
 
 
 def autograd_goes_through_dtensors():
@@ -544,6 +563,7 @@ _register(a_scaler_unscales_shards, **_each_path)
 _register(a_scaler_meets_summands)
 _register(misfits_are_refused, **_each_path)
 _register(versions_are_bumped, **_each_path)
+_register(a_gradient_that_is_still_on_its_way)
 _register(autograd_goes_through_dtensors)
 _register(zero_consolidates)
 _register(saved, (4,), nested=(False,), flat=(True,))

@@ -37,7 +37,7 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
     if dtensor is None or dtensor not in map(type, group.params):
         return group
     names = [name for name in _NAMES if getattr(group, name)]
-    local: dict[str, list[Tensor]] = {name: list(getattr(group, name)) for name in names}
+    local: dict[str, list[Any]] = {name: list(getattr(group, name)) for name in names}
     columns = list(local.values())
     elsewhere = []
     for i, row in enumerate(zip(*columns, strict=True)):
@@ -97,7 +97,7 @@ _PARTIAL = (
 )
 
 
-def _dtensor_type() -> type | None:
+def _dtensor_type() -> Any:
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 
