@@ -541,7 +541,8 @@ def zero_consolidates():
 
 # ---- the list, and its execution --------------------------------------------------------------
 
-CHECKS: dict[str, tuple[Callable, tuple]] = {}  # name → (function, world sizes)
+# name → (function, world sizes); what has "kernel" in its name cannot run without one
+CHECKS: dict[str, tuple[Callable, tuple]] = {}
 
 
 def _register(function, ranks=(2, 4), **cases):
@@ -560,10 +561,10 @@ _each_path = {path: (options,) for path, options in PATHS.items()}
 _register(a_rank_without_a_gradient)
 _register(a_rank_that_does_not_use_a_layer)
 _register(a_scaler_unscales_shards, **_each_path)
-_register(a_scaler_meets_summands)
+_register(a_scaler_meets_summands, kernel=())
 _register(misfits_are_refused, **_each_path)
 _register(versions_are_bumped, **_each_path)
-_register(a_gradient_that_is_still_on_its_way)
+_register(a_gradient_that_is_still_on_its_way, kernel=())
 _register(autograd_goes_through_dtensors)
 _register(zero_consolidates)
 _register(saved, (4,), nested=(False,), flat=(True,))

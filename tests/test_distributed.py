@@ -30,24 +30,26 @@ WORLD_SECONDS = 300
 def errors_of(request, tmp_path_factory):
     """Errors by (world size, check), all checks of a world size at once when one is asked for."""
     saved = tmp_path_factory.mktemp("checkpoints")
-    wanted = [item.callspec.params for item in request.session.items if _is_ours(item)]
+    ours = [item for item in request.session.items if item.module.__name__ == __name__]
+    wanted = [
+        item.callspec.params for item in ours if not _lacks_kernel(item.callspec.params["check"])
+    ]
     found = {}
 
     def errors(ranks, check):
         if (ranks, check) not in found:
             names = [case["check"] for case in wanted if case["ranks"] == ranks]
-            if ranks == 2 and any(name.startswith("loaded") for name in names):
-                for name in names:
-                    if name.startswith("loaded"):
-                        errors(4, name.replace("loaded", "saved"))
+            for name in names:
+                if name.startswith("loaded"):
+                    errors(4, name.replace("loaded", "saved"))
             found.update(run_all(ranks, names if check in names else [check], saved))
         return found[ranks, check]
 
     return errors
 
 
-def _is_ours(item):
-    return item.module.__name__ == __name__
+def _lacks_kernel(check):
+    return "kernel" in check and backends.kernel("cpu") is None
 
 
 def run_all(ranks, names, folder):
@@ -93,7 +95,7 @@ def run(ranks, names, folder):
     ids=lambda value: f"{value} ranks" if isinstance(value, int) else value,
 )
 def test_on_many_ranks(errors_of, ranks, check):
-    if "kernel" in check and backends.kernel("cpu") is None:
+    if _lacks_kernel(check):
         pytest.skip(str(backends.reason_for_fallback("cpu")))
     errors = errors_of(ranks, check)
     assert not errors, "\n".join(errors)
