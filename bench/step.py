@@ -12,17 +12,22 @@ counted, not measured: a step reads param, grad and both moments and writes all 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
+import itertools
 import json
 import math
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.nn import Parameter, ParameterList
 from torch.optim import AdamW, Optimizer
 
 from harness import Arm, Times, interleave, machine
@@ -50,6 +55,8 @@ class Case:
     dtype: str
     slow: bool = False
     host: bool = False  # what is timed is the work around the kernel
+    sharded: bool = False  # by FSDP2, over one process: DTensors with nothing to wait for
+    scaled: bool = False  # with the arms of GradScaler.step
 
     @property
     def label(self) -> str:
@@ -85,9 +92,10 @@ def cases(small: bool) -> list[Case]:
     name = "1x4Mi" if small else "1x64Mi"
     odd = [(1,), (3,), (17, 31), (1023,), (65_537,), (1_000_003,), (3, 1_111_117)]
     listed = [
-        Case(name, [one], "fp32", slow=True),
+        Case(name, [one], "fp32", slow=True, scaled=True),
         Case(name, [one], "bf16"),
-        Case("1000x1024", [(1024,)] * 1000, "fp32"),
+        Case("1000x1024", [(1024,)] * 1000, "fp32", scaled=True),
+        Case("1000x1024 FSDP2", [(1024,)] * 1000, "fp32", sharded=True),
         Case("200x100", [(100,)] * 200, "fp32"),
         Case("1000x1", [(1,)] * 1000, "fp32", host=True),
     ]
@@ -117,6 +125,7 @@ def goals(small: bool) -> list[Goal]:
         (bf16, "ours", "torch fused", 1.0, 0.3),
         ("1000x1024 fp32", "ours", "torch fused", 6, 1.0),
         ("200x100 fp32", "ours", "torch fused", 10, 1.2),
+        ("1000x1024 FSDP2 fp32", "ours", "torch fused", 2, 1.0),
         (fp32, "ours", "ours, l1=l2=0", 1 / 1.03, 0.4),
         ("1000x1 fp32", "ours", "torch _init_group", 1 / 1.2, 0.25),
         (fp32, "ours on loop", "torch default" + shrink, 0.8, 0.25),
@@ -149,6 +158,22 @@ class Tensors:
             }
             for param in self.params
         }
+        if case.sharded:
+            self._shard()
+
+    def _shard(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import distribute_tensor
+
+        whole, mesh = self.params, _mesh_of_one()
+        self.params = list(fully_shard(ParameterList(whole), mesh=mesh).parameters())
+        shard = functools.partial(distribute_tensor, device_mesh=mesh)
+        states = [self.state[param] for param in whole]
+        self.state = {}
+        for param, old, state in zip(self.params, whole, states, strict=True):
+            param.grad = shard(old.grad, placements=param.placements)
+            moments = {k: shard(state[k], placements=param.placements) for k in list(state)[1:]}
+            self.state[param] = {"step": state["step"], **moments}
 
     def optimizer(self, cls: type[Optimizer], **options: object) -> Optimizer:
         """An optimizer over these tensors, its state set to the shared one."""
@@ -183,6 +208,8 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
         group = default.param_groups[0]
         found["torch _init_group"] = lambda: default._init_group(group, [], [], [], [], [], [])
         return found
+    if case.sharded:
+        return found | {"torch fused": fused.step}
     found |= {
         "ours, l1=l2=0": tensors.optimizer(ProxAdamW).step,
         "torch fused": fused.step,
@@ -201,12 +228,45 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
             "ours on loop": on_loop.step,
             "ours on foreach": on_foreach.step,
         }
+    if case.scaled:
+        found |= {
+            "ours, scaler": scaled(tensors.optimizer(ProxAdamW, fused=True, **prox)),
+            "torch fused, scaler": scaled(fused),
+        }
     return found
 
 
+def scaled(optimizer: Optimizer) -> Arm:
+    """A step through GradScaler, which looks for overflows; the optimizer itself unscales.
+
+    The scale goes to and fro between 2 and ½, so that gradients divided by it stay what they are.
+    """
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(torch.ones(()))  # makes the scale
+    scales = itertools.cycle((0.5, 2.0))
+
+    def step() -> None:
+        scaler.step(optimizer)
+        scaler.update(next(scales))
+
+    return step
+
+
 def bytes_moved(case: Case, arm: str) -> int:
-    """Counted bytes of one call: 7 numbers a weight, or 2 for the ceiling."""
-    return case.numel * DTYPES[case.dtype].itemsize * (2 if arm == "scale" else 7)
+    """Counted bytes of one call: 7 numbers a weight, 2 for the ceiling, 10 under a scaler.
+
+    The scaler's search for overflows reads and writes the gradient, and so does unscaling it.
+    """
+    numbers = 2 if arm == "scale" else 10 if arm.endswith("scaler") else 7
+    return case.numel * DTYPES[case.dtype].itemsize * numbers
+
+
+@functools.cache
+def _mesh_of_one() -> DeviceMesh:
+    """The devices of a distributed run that has this process alone."""
+    meeting = Path(tempfile.mkdtemp()) / "meeting"
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=0, world_size=1)
+    return init_device_mesh("cpu", (1,))
 
 
 # ---- numerics ---------------------------------------------------------------------------------
@@ -220,7 +280,7 @@ def verify(case: Case) -> None:
     """
     oracle = _load("oracle").oracle_step
     tolerances = _load("tolerances")
-    few = Case(case.name, case.shapes[:3], case.dtype)
+    few = Case(case.name, case.shapes[:3], case.dtype, sharded=case.sharded)
     tensors = Tensors(few)
     before = [_arrays(param, tensors.state[param]) for param in tensors.params]
     tensors.optimizer(ProxAdamW, l1=L1, l2=L2).step()
@@ -229,20 +289,25 @@ def verify(case: Case) -> None:
             *arrays, None, 101, lr=LR, l1=L1, l2=L2, weight_decay=1e-2, decoupled_weight_decay=True
         )
         try:
-            tolerances.assert_close(param, new, scale, param.dtype, f"{case.label}, parameter {i}")
+            what = f"{case.label}, parameter {i}"
+            tolerances.assert_close(_local(param), new, scale, param.dtype, what)
         except AssertionError as wrong:
             sys.exit(f"numerics are wrong, so nothing is timed: {wrong}")
     ours, theirs = Tensors(few), Tensors(few)
     ours.optimizer(ProxAdamW).step()
     theirs.optimizer(AdamW, fused=True).step()
     for a, b in zip(ours.params, theirs.params, strict=True):
-        if not torch.allclose(a, b, rtol=4 * torch.finfo(a.dtype).eps, atol=LR):
+        if not torch.allclose(_local(a), _local(b), rtol=4 * torch.finfo(a.dtype).eps, atol=LR):
             sys.exit(f"{case.label}: with l1 = l2 = 0 our step is not torch's, nothing is timed")
 
 
 def _arrays(param: Tensor, state: dict[str, Tensor]) -> list:
     tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
-    return [t.detach().double().numpy().copy() for t in tensors]
+    return [_local(t).double().numpy().copy() for t in tensors]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def _load(name: str) -> ModuleType:

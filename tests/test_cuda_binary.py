@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sysconfig
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from proxadam import backends
 
 BINARY = next(Path(proxadam.__file__).parent.glob("_cuda.*"), None)
 # NVIDIA's wheels of the two tools put them here; cuobjdump looks for nvdisasm on PATH.
-WHEELS = sorted(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/bin"))
+WHEELS = [tools for place in sys.path for tools in Path(place).glob("nvidia/*/bin")]
 PATH = ":".join([*map(str, WHEELS), "/usr/local/cuda/bin", "/usr/bin", "/bin"])
 CUOBJDUMP = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=PATH)
 

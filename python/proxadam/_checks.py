@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._dtensor import is_dtensor
 from ._group import Group
 
 _SPARSE = "Adam does not support sparse gradients, please consider SparseAdam instead"
@@ -176,6 +177,9 @@ def _check_step(param: Tensor, step_t: Tensor, what: str) -> None:
 
 
 def _check_like(param: Tensor, tensor: Tensor, what: str) -> None:
+    if is_dtensor(tensor) != is_dtensor(param):
+        kinds = [type(t).__name__ for t in (tensor, param)]
+        raise RuntimeError(f"{what} is a {kinds[0]} and the parameter a {kinds[1]}; make it alike.")
     if tensor.shape != param.shape:
         raise RuntimeError(
             f"{what} has shape {tuple(tensor.shape)}, expected {tuple(param.shape)}; the"

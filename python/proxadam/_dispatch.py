@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import _torch, backends
+from . import _dtensor, _torch, backends
 from ._checks import check_tensors, why_kernel_cannot
 from ._group import Group, check_step_options
 
@@ -31,9 +31,10 @@ def step(
     """
     for group in groups:
         check_step_options(group)
+    writes_grads = grad_scale is not None
+    given, groups = groups, [_dtensor.to_local(g, writes_grads=writes_grads) for g in groups]
     wanted = [group for group in groups if _wants_kernel(group)]
     on_torch = [group for group in groups if not _wants_kernel(group)]
-    writes_grads = grad_scale is not None
     for group in on_torch:
         check_tensors(group, writes_grads=writes_grads)
         _torch.check_capturable(group)
@@ -58,6 +59,8 @@ def step(
             increment_version(group.grads)
     for group in on_torch:
         _torch.step(group, grad_scale)
+    for group, local in zip(given, groups, strict=True):
+        _dtensor.increment_versions(group, local, writes_grads=writes_grads)
 
 
 def _plan(

@@ -1,0 +1,188 @@
+"""What goes on around a step in a training: threads, frozen weights, swapped data, casts, forks."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.utils.data import DataLoader, TensorDataset
+
+from proxadam import ProxAdam
+from tools import (
+    BUSY,
+    LOOP,
+    assert_same_bits,
+    each_twin,
+    error_of,
+    params_of,
+    snapshot,
+    threads,
+    twin_of,
+    weights,
+)
+
+# ---- threads ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_threads_that_share_nothing_do_not_disturb_each_other(any_backend, count):
+    """Each has an optimizer of its own, options too; large tensors keep torch's threads busy."""
+    shapes = [(40_001,), (3, 5), ()]
+    options = [{**BUSY, "lr": 0.01 * (i + 1)} for i in range(count)]
+    optimizers = [ProxAdam(weights(*shapes), **o, **any_backend.options) for o in options]
+    expected = [twin_of(optimizer) for optimizer in optimizers]
+    start = threading.Barrier(count)
+    errors = []
+
+    def train(optimizer, wait=lambda: None):
+        wait()
+        for i in range(5):
+            for param in params_of(optimizer):
+                param.grad = (param.detach() + i).cos()
+            optimizer.step()
+
+    def train_at_once(optimizer):
+        with torch.no_grad():
+            errors.append(error_of(train, optimizer, start.wait))
+
+    with threads(2):
+        running = [threading.Thread(target=train_at_once, args=(o,)) for o in optimizers]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in running)
+        assert errors == [None] * count
+        for optimizer in expected:
+            train(optimizer)
+    for optimizer, alone in zip(optimizers, expected, strict=True):
+        assert_same_bits(snapshot(optimizer), snapshot(alone))
+
+
+# ---- what happens to a parameter in the middle of a run ---------------------------------------
+
+
+@each_twin
+def test_frozen_and_thawed_as_in_torch(ours, theirs, backend):
+    """Neither weight nor state nor count moves while it is frozen, and then they go on."""
+
+    def run(cls, **options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+        inputs = torch.randn(8, 5, 6)
+        optimizer = cls(model.parameters(), lr=0.05, **options)
+        for i, batch in enumerate(inputs):
+            if i in (3, 6):
+                model[0].requires_grad_(i == 6)
+                frozen = snapshot(optimizer)
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+            if 3 <= i < 6:
+                now = snapshot(optimizer)
+                of_first = [name for name in frozen if name.split()[-1] in ("0", "1")]
+                assert len(of_first) == 8
+                assert_same_bits({n: now[n] for n in of_first}, {n: frozen[n] for n in of_first})
+        return snapshot(optimizer)
+
+    if backend.is_kernel:
+        actual, expected = run(ours, **backend.options), run(theirs, **LOOP)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+    else:
+        assert_same_bits(run(ours, **backend.options), run(theirs, **backend.options))
+
+
+def test_data_swapped_under_the_optimizer(any_backend):
+    """The new storage is stepped, the old one is not written any more."""
+    (param,) = weights((4, 6))
+    optimizer = ProxAdam([param], **BUSY, **any_backend.options)
+    optimizer.step()
+    expected = twin_of(optimizer)
+    old, kept = param.data, param.detach().clone()
+    param.data = torch.full((4, 6), 0.5)
+    params_of(expected)[0].data.copy_(param.data)
+    for _ in range(2):
+        optimizer.step()
+        expected.step()
+    assert_same_bits(snapshot(optimizer), snapshot(expected))
+    assert_same_bits(old, kept)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("after", DTYPES)
+@pytest.mark.parametrize("before", DTYPES)
+def test_a_model_moved_to_another_dtype(any_backend, before, after):
+    """Right where the state is wide enough, else refused; a reload of the state mends it."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4).to(before)
+    optimizer = ProxAdam(model.parameters(), **BUSY, **any_backend.options)
+
+    def step():
+        optimizer.zero_grad()
+        model(torch.ones(3, 6, dtype=model.weight.dtype)).square().sum().backward()
+        optimizer.step()
+
+    step()
+    model.to(after)
+    kept = snapshot(optimizer)
+    error = error_of(step)
+    narrowed = before == torch.float32 and after.itemsize == 2
+    refused = before != after and not (narrowed and not any_backend.is_kernel)
+    if refused:
+        kind, text = error
+        assert kind is RuntimeError
+        assert ("`fused=True` needs the kernel" if narrowed else "was the parameter cast") in text
+        assert "\n" not in text
+        assert_same_bits(snapshot(optimizer), kept)
+        optimizer.load_state_dict(optimizer.state_dict())  # casts the state
+        step()
+    else:
+        assert error is None
+    assert {state["step"].item() for state in optimizer.state.values()} == {2.0}
+    for i, param in enumerate(model.parameters()):
+        assert param.dtype == after
+        assert param.isfinite().all()
+        assert not torch.equal(param, kept[str(i)].to(after))
+
+
+# ---- processes --------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_of_a_data_loader_after_a_step(any_backend):
+    """They are forked from a process whose threads have stepped, and step optimizers themselves."""
+
+    class Stepped(TensorDataset):
+        """Whose items are made by a step in the worker."""
+
+        def __getitem__(self, index):
+            param = Parameter(torch.ones(5_000))
+            param.grad = torch.full_like(param, float(index + 1))
+            ProxAdam([param], **BUSY, **any_backend.options).step()
+            return super().__getitem__(index)[0], param.detach()[:3]
+
+    def run(workers):
+        (param,) = weights((40_001,))
+        optimizer = ProxAdam([param], **BUSY, **any_backend.options)
+        optimizer.step()
+        made = []
+        options = {"multiprocessing_context": "fork", "timeout": 60} if workers else {}
+        loader = DataLoader(Stepped(torch.arange(8.0)), 2, num_workers=workers, **options)
+        for _ in range(2):
+            for values, stepped in loader:
+                param.grad = param.detach() * values.sum()
+                optimizer.step()
+                made.append(stepped)
+        return {**snapshot(optimizer), "made": torch.cat(made)}
+
+    torch.manual_seed(0)
+    alone = run(0)
+    torch.manual_seed(0)
+    assert_same_bits(run(2), alone)
