@@ -1,60 +1,57 @@
-"""The inputs and error inputs that torch tests its own Adam and AdamW with, on ours."""
+"""What torch's own tests ask of every optimizer in its list, asked of ours on every backend.
+
+The options to try, the errors to raise, the schedulers and the flags that a checkpoint may lack
+are torch's data; see optim_db.py.
+"""
 
 from __future__ import annotations
 
-import ast
-import enum
-import typing
-from pathlib import Path
+import copy
+import io
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import Parameter
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from tools import TWINS, error_of
+from conftest import Backend
+from optim_db import OPTIM_DB, cases
+from proxadam import ProxAdam
+from test_construction import OWN_DEFAULTS
+from tools import LOOP, TWINS, assert_same_bits, error_of, params_of, snapshot, weights
 
-
-def conformance_data():
-    """The Adam part of torch/testing/_internal/common_optimizers.py.
-
-    Taken out of the file and not imported: importing it needs a package that torch does not
-    depend on, and switches torch's global flags off for the rest of the process.
-    """
-    path = Path(torch.__file__).parent / "testing" / "_internal" / "common_optimizers.py"
-    if not path.exists():
-        pytest.skip("this torch comes without its testing modules", allow_module_level=True)
-    wanted = {
-        "CUDA_CONFIG_GPUS", "OptimizerInput", "OptimizerErrorEnum", "ErrorOptimizerInput",
-        "_get_device_type", "get_error_inputs_for_all_optims", "optim_inputs_func_adam",
-        "optim_inputs_func_adamw", "optim_error_inputs_func_adam", "optim_error_inputs_func_adamw",
-    }  # fmt: skip
-    tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if _defined_name(node) in wanted]
-    found = {"torch": torch, "Parameter": Parameter, "Enum": enum.Enum, **vars(typing)}
-    exec(compile(tree, str(path), "exec"), found)
-    return found
+each_info = pytest.mark.parametrize("info", OPTIM_DB.values(), ids=lambda info: info.name)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+each_torch_path = pytest.mark.parametrize(
+    "path", [LOOP, {"foreach": True}, {}], ids=["loop", "foreach", "default"]
+)
 
 
-def _defined_name(node):
-    target = node.targets[0] if isinstance(node, ast.Assign) else node
-    return getattr(target, "name", getattr(target, "id", None))
+def inputs(info, backend, dtype=None):
+    """The options that torch would try there; our kernels are capturable on the CPU as well."""
+    device = "cuda" if backend.is_kernel else backend.device
+    return [{**case.kwargs, **backend.options} for case in info.optim_inputs_func(device, dtype)]
 
 
-DATA = conformance_data()
+def regression(contiguous=True):
+    """A weight, a bias and a closure of them, as torch has it in its tests of the direction."""
+    if contiguous:
+        weight, bias = torch.randn(10, 5), torch.randn(10)
+    else:
+        weight, bias = torch.randn(10, 5, 2)[..., 0], torch.randn(10, 2)[..., 0]
+    weight, bias, x = Parameter(weight), Parameter(bias), torch.randn(5)
+
+    def loss():
+        weight.grad = bias.grad = None
+        value = (weight.mv(x) + bias).square().sum()
+        value.backward()
+        return value
+
+    return weight, bias, loss
 
 
-def cases(function, *devices):
-    """Parameters (ours, theirs, case) for each device's cases, of Adam and of AdamW."""
-    return [
-        pytest.param(*twins, case, id=f"{name}-{device}-{i}-{_description(case)}")
-        for name, twins in TWINS.items()
-        for device in devices
-        for i, case in enumerate(DATA[f"{function}_{name.lower()}"](device, torch.float32))
-    ]
-
-
-def _description(case):
-    return getattr(case, "optimizer_error_input", case).desc
+# ---- options and errors -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -82,10 +79,403 @@ def test_inputs_step_as_torch(ours, theirs, case, dtype, backend):
         assert all(torch.equal(a, b) for a, b in both)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "case"), cases("optim_error_inputs_func", "cpu"))
-def test_error_inputs_raise_as_torch(ours, theirs, case):
+@pytest.mark.parametrize("path", [{}, LOOP, {"foreach": True}, {"fused": True}])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "case"),
+    cases("optim_error_inputs_func", "cpu", *["cuda"] * torch.cuda.is_available()),
+)
+def test_error_inputs_raise_as_torch(ours, theirs, case, path):
     bad = case.optimizer_error_input
     params = [Parameter(torch.ones(1))] if bad.params is None else bad.params
-    error = error_of(theirs, params, **bad.kwargs)
-    assert error[0] is case.error_type
-    assert error_of(ours, params, **bad.kwargs) == error
+    options = {**path, **bad.kwargs}
+    error = error_of(theirs, params, **options)
+    assert error_of(ours, params, **options) == error
+    if not path:
+        assert error[0] is case.error_type
+
+
+@each_info
+def test_paths_are_as_near_to_torchs_as_torch_asks_of_its_own(info, backend, dtype):
+    """In 16 bits to its fused path: its loop rounds at every operation, and ours once, as that.
+
+    Of seven steps three go without the first parameter's gradient.
+    """
+    theirs = dict(TWINS.values())[info.optim_cls]
+    close = {"atol": 5e-3, "rtol": 5e-3} if dtype.itemsize == 2 else {}
+    for options in inputs(info, backend, dtype):
+        runs = []
+        as_exact = {"fused": dtype.itemsize == 2, "foreach": False, "capturable": False}
+        for cls, path in ((info.optim_cls, {}), (theirs, as_exact)):
+            torch.manual_seed(0)
+            params = weights((8, 3), (5, 5), dtype=dtype)
+            optimizer = cls(params, **{**options, **path})
+            for i in range(7):
+                for param in params:
+                    param.grad = torch.rand_like(param)
+                if 3 <= i < 6:
+                    params[0].grad = None
+                optimizer.step()
+            runs.append(snapshot(optimizer))
+        torch.testing.assert_close(*runs, **close, check_dtype=False)
+        assert runs[0]["step of 0"] == 4
+
+
+# ---- where a step leads -----------------------------------------------------------------------
+
+
+@each_info
+@pytest.mark.parametrize("contiguous", [True, False], ids=["whole", "with gaps"])
+@pytest.mark.parametrize("schedule", range(7))
+def test_steps_go_in_the_right_direction(info, any_backend, schedule, contiguous):
+    """In two groups, with each of the schedulers that torch tries."""
+    if schedule >= len(info.scheduler_inputs):
+        schedule = -1
+    backend = any_backend
+    if backend.is_kernel and not contiguous:
+        backend = Backend("auto", device=backend.device)  # fused=True refuses it: test_layout.py
+    for options in inputs(info, backend):
+        weight, bias, loss = regression(contiguous)
+        first = loss().item()
+        groups = [{"params": [weight]}, {"params": [bias], "lr": 0.01}]
+        optimizer = info.optim_cls(groups, **options)
+        schedulers = [make(optimizer) for make in info.scheduler_inputs[schedule]]
+        for _ in range(20):
+            value = optimizer.step(loss)
+            for scheduler in schedulers:
+                scheduler.step(*[value.detach()] * isinstance(scheduler, ReduceLROnPlateau))
+        grown = loss().item() > first
+        assert grown is bool(options.get("maximize"))
+
+
+@each_info
+def test_lr_of_a_group_counts_for_it_alone(info, backend):
+    """A group at lr = 1e-28 rests; the lr that is given to all is not used where each has one."""
+    for options in inputs(info, backend):
+        rests, moves = weights((10, 5), (10,))
+        lrs = [1e-28, 0.01]
+        if isinstance(options.get("lr"), torch.Tensor):
+            lrs = [torch.full_like(options["lr"], lr) for lr in lrs]
+        groups = [{"params": [p], "lr": lr} for p, lr in zip((rests, moves), lrs, strict=True)]
+        before = [p.detach().clone() for p in (rests, moves)]
+        optimizer = info.optim_cls(groups, **options)
+        for _ in range(3):
+            optimizer.step()
+        assert_same_bits(rests, before[0])
+        assert (moves != before[1]).all()
+
+
+@each_info
+def test_weight_decay_of_a_group_counts_for_it_alone(info, backend):
+    for options in inputs(info, backend):
+        decays, rests = weights((10, 5), (10,))
+        before = [p.detach().clone() for p in (decays, rests)]
+        groups = [{"params": [decays], "weight_decay": 0.1}, {"params": [rests]}]
+        optimizer = info.optim_cls(groups, **{**options, "weight_decay": 0.0})
+        for param in (decays, rests):
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        assert (decays.abs() < before[0].abs()).all() or options.get("maximize")
+        assert not torch.equal(decays, before[0])
+        assert_same_bits(rests, before[1])
+
+
+@each_info
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["0-d", "1-d"])
+def test_a_tensor_lr_is_the_number_in_it(info, backend, shape):
+    for options in inputs(info, backend):
+        if options.get("foreach") and not options.get("capturable"):
+            continue  # refused, as in torch
+        runs = []
+        for lr in (0.015625, torch.full(shape, 0.015625)):
+            torch.manual_seed(0)
+            optimizer = info.optim_cls(weights((5, 3)), **{**options, "lr": lr})
+            for _ in range(3):
+                optimizer.step()
+            runs.append(snapshot(optimizer))
+        torch.testing.assert_close(*runs)
+
+
+@each_info
+def test_zero_gradients_move_what_decays_alone(info, backend):
+    for options in inputs(info, backend):
+        (param,) = weights((5,))
+        param.grad.zero_()
+        before = param.detach().clone()
+        optimizer = info.optim_cls([param], **options)
+        for _ in range(3):
+            optimizer.step()
+        assert torch.equal(param, before) is (optimizer.param_groups[0]["weight_decay"] == 0)
+
+
+@each_info
+def test_no_gradient_is_no_step(info, backend):
+    for options in inputs(info, backend):
+        params = weights((5,), (5,))
+        before = [p.detach().clone() for p in params]
+        for param in params:
+            param.grad = None
+        optimizer = info.optim_cls(params, **options)
+        optimizer.step()
+        assert_same_bits(dict(enumerate(params)), dict(enumerate(before)))
+        assert not optimizer.state
+
+
+# ---- complex numbers, dtypes, devices ---------------------------------------------------------
+
+
+@each_info
+@each_torch_path
+@pytest.mark.parametrize("view", ["view_as_real", "real and imag"])
+def test_a_complex_parameter_steps_as_its_two_parts(info, path, view):
+    for case in info.optim_inputs_func("cpu"):
+        torch.manual_seed(0)
+        whole = Parameter(torch.randn(5, 5, dtype=torch.complex64))
+
+        def parts(z):
+            return [torch.view_as_real(z)] if view == "view_as_real" else [z.real, z.imag]
+
+        params = [Parameter(part.detach().clone()) for part in parts(whole)]
+        both = [info.optim_cls(ps, **case.kwargs, **path) for ps in ([whole], params)]
+        for _ in range(3):
+            whole.grad = torch.randn_like(whole)
+            for param, grad in zip(params, parts(whole.grad), strict=True):
+                param.grad = grad.clone()
+            for optimizer in both:
+                optimizer.step()
+            torch.testing.assert_close(parts(whole.detach()), [p.detach() for p in params])
+
+
+@needs_cuda
+@each_info
+@pytest.mark.parametrize("path", [LOOP, {"foreach": True}, {}, {"fused": True}])
+def test_devices_and_dtypes_may_be_mixed_in_a_group(info, path):
+    kinds = [(d, t) for d in ("cpu", "cuda") for t in (torch.float32, torch.float64)]
+    for case in info.optim_inputs_func("cpu"):
+        mixed = [weights((4, 3), dtype=dtype)[0].to(device) for device, dtype in kinds]
+        mixed = [Parameter(p.detach()) for p in mixed]
+        alone = [Parameter(p.detach().cpu().clone()) for p in mixed]
+        both = [info.optim_cls(ps, **case.kwargs, **o) for ps, o in ((mixed, path), (alone, LOOP))]
+        for _ in range(3):
+            for param, twin in zip(mixed, alone, strict=True):
+                twin.grad = torch.randn_like(twin)
+                param.grad = twin.grad.to(param.device)
+            for optimizer in both:
+                optimizer.step()
+        torch.testing.assert_close([p.cpu() for p in mixed], alone)
+
+
+@each_info
+def test_the_default_dtype_is_that_of_the_step(info, backend):
+    """torch counts in float64 where that is the default, unless the kernel counts."""
+    theirs = dict(TWINS.values())[info.optim_cls]
+    torch.set_default_dtype(torch.float64)
+    try:
+        dtypes = set()
+        for cls in (info.optim_cls, theirs):
+            (param,) = weights((5,), dtype=torch.float64)
+            optimizer = cls([param], **backend.options)
+            optimizer.step()
+            dtypes.add(optimizer.state[param]["step"].dtype)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert dtypes == {torch.float32 if backend.is_kernel else torch.float64}
+
+
+@needs_cuda
+@pytest.mark.parametrize("path", [LOOP, {"foreach": True}, {"fused": True}])
+def test_a_step_needs_no_more_memory_than_torchs(path):
+    peaks = []
+    for cls in (torch.optim.AdamW, OPTIM_DB["AdamW"].optim_cls):
+        params = [Parameter(torch.randn(1 << 18, device="cuda")) for _ in range(8)]
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer = cls(params, **path)
+        optimizer.step()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        optimizer.step()
+        torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] <= peaks[0]
+
+
+# ---- state dicts ------------------------------------------------------------------------------
+
+
+def saved_and_loaded(state_dict):
+    buffer = io.BytesIO()
+    torch.save(state_dict, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@each_info
+def test_a_state_is_there_after_a_step(info, backend):
+    for options in inputs(info, backend):
+        (param,) = weights((5,))
+        optimizer = info.optim_cls([param], **options)
+        assert not optimizer.state
+        optimizer.step()
+        names = [
+            "step",
+            "exp_avg",
+            "exp_avg_sq",
+            *["max_exp_avg_sq"] * options.get("amsgrad", False),
+        ]
+        assert list(optimizer.state[param]) == names
+
+
+@each_info
+def test_state_dicts_of_the_same_run_are_the_same(info, backend):
+    for options in inputs(info, backend):
+        weight, bias, loss = regression()
+        optimizer = info.optim_cls([weight, bias], **options)
+        for _ in range(3):
+            optimizer.step(loss)
+        before = copy.deepcopy(optimizer.state_dict())
+        given = copy.deepcopy(before)
+        weight_c, bias_c = (Parameter(p.detach().clone()) for p in (weight, bias))
+        again = info.optim_cls([weight_c, bias_c], **options)
+        again.load_state_dict(given)
+        assert_same_state_dict(given, before)
+        for _ in range(3):
+            optimizer.step(loss)
+            weight_c.grad, bias_c.grad = weight.grad.clone(), bias.grad.clone()
+            again.step()
+        torch.testing.assert_close([weight_c, bias_c], [weight, bias], rtol=0, atol=0)
+        assert_same_state_dict(again.state_dict(), optimizer.state_dict())
+        again.param_groups.extend(again.param_groups)
+        saved, doubled = optimizer.state_dict()["param_groups"], again.state_dict()["param_groups"]
+        assert [g["params"] for g in doubled] == [saved[0]["params"]] * 2
+
+
+def assert_same_state_dict(actual, expected):
+    assert actual["param_groups"] == expected["param_groups"]
+    assert list(actual["state"]) == list(expected["state"])
+    torch.testing.assert_close(actual["state"], expected["state"], rtol=0, atol=0)
+
+
+@each_info
+def test_saved_and_loaded_with_weights_only(info, backend):
+    for options in inputs(info, backend):
+        optimizer = info.optim_cls(weights((5, 3), (3,)), **options)
+        optimizer.step()
+        again = info.optim_cls(weights((5, 3), (3,)), **options)
+        again.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+        assert_same_state_dict(again.state_dict(), optimizer.state_dict())
+        assert list(again.state_dict()["state"]) == [0, 1]
+
+
+@each_info
+@pytest.mark.parametrize("missing", ["torch's later flags", *OWN_DEFAULTS])
+def test_older_state_dicts_are_loaded(info, backend, missing):
+    flags = info.not_og_supported_flags if missing not in OWN_DEFAULTS else [missing]
+    for options in inputs(info, backend):
+        options["weight_decay"] = 0.25
+        optimizer = info.optim_cls(weights((5, 3), (3,)), **options)
+        optimizer.step()
+        kept = {flag: optimizer.param_groups[0][flag] for flag in flags}
+        older = copy.deepcopy(optimizer.state_dict())
+        for group in older["param_groups"]:
+            for flag in flags:
+                del group[flag]
+            group["weight_decay"] = 0.5
+        optimizer.load_state_dict(older)
+        (group,) = optimizer.param_groups
+        assert {flag: group[flag] for flag in flags} == kept
+        assert group["weight_decay"] == 0.5
+        optimizer.step()
+
+
+@each_info
+def test_a_step_that_is_a_number_is_loaded(info, backend):
+    """As Adam saved it before torch 1.12; one that is pickled whole comes by __setstate__."""
+    for options in inputs(info, backend):
+        optimizer = info.optim_cls(weights((5, 3)), **options)
+        optimizer.step()
+        older = copy.deepcopy(optimizer.state_dict())
+        older["state"][0]["step"] = older["state"][0]["step"].item()
+        optimizer.load_state_dict(older)
+        optimizer.step()
+        state = optimizer.state[params_of(optimizer)[0]]
+        assert isinstance(state["step"], torch.Tensor)
+        assert state["step"] == 2
+
+
+@each_info
+@pytest.mark.parametrize("saver_is_named", [True, False], ids=["named", "unnamed"])
+@pytest.mark.parametrize("loader_is_named", [True, False], ids=["to named", "to unnamed"])
+def test_named_and_unnamed_load_each_other(info, saver_is_named, loader_is_named):
+    theirs = dict(TWINS.values())[info.optim_cls]
+
+    def names_after(cls):
+        saver, loader = (
+            cls(model.named_parameters() if named else model.parameters())
+            for model, named in (
+                (nn.Linear(2, 3), saver_is_named),
+                (nn.Linear(2, 3), loader_is_named),
+            )
+        )
+        for param in params_of(saver):
+            param.grad = torch.ones_like(param)
+        saver.step()
+        loader.load_state_dict(saver.state_dict())
+        for param in params_of(loader):
+            param.grad = torch.ones_like(param)
+        loader.step()
+        return loader.param_groups[0].get("param_names")
+
+    assert names_after(info.optim_cls) == names_after(theirs)
+
+
+@each_info
+def test_deepcopy_and_pickle_keep_every_public_attribute(info, backend):
+    for options in inputs(info, backend):
+        optimizer = info.optim_cls(weights((5, 3)), **options)
+        optimizer.step()
+        buffer = io.BytesIO()
+        torch.save(optimizer, buffer)
+        buffer.seek(0)
+        public = {name for name in vars(optimizer) if not name.startswith("_")}
+        assert public == {"defaults", "state", "param_groups"}
+        for copied in (copy.deepcopy(optimizer), torch.load(buffer, weights_only=False)):
+            assert {name for name in vars(copied) if not name.startswith("_")} == public
+            assert_same_bits(snapshot(copied), snapshot(optimizer))
+            assert copied.defaults == optimizer.defaults
+            copied.step(lambda: None)
+            (param,) = params_of(copied)
+            assert copied.state[param]["step"] == 1, "a copy has no gradients"
+            param.grad = torch.ones_like(param)
+            copied.step()
+            assert copied.state[param]["step"] == 2
+
+
+@needs_cuda
+@each_info
+@pytest.mark.parametrize("path", [LOOP, {"foreach": True}, {}, {"fused": True}])
+def test_state_goes_with_the_parameters_to_their_device(info, path):
+    for of, to in (("cpu", "cuda"), ("cuda", "cpu")):
+        for case in info.optim_inputs_func("cpu"):
+            saver, loader = (
+                info.optim_cls([Parameter(torch.ones(5, device=d))], **case.kwargs, **path)
+                for d in (of, to)
+            )
+            params_of(saver)[0].grad = torch.ones(5, device=of)
+            saver.step()
+            loader.load_state_dict(copy.deepcopy(saver.state_dict()))
+            (param,) = params_of(loader)
+            state = loader.state[param]
+            assert state["exp_avg"].device.type == to
+            assert state["step"].device.type == (to if path.get("fused") else "cpu")
+            param.grad = torch.ones_like(param)
+            loader.step()
+            assert state["step"] == 2
+
+
+def test_the_list_has_our_classes_with_torchs_data():
+    assert [info.name for info in OPTIM_DB.values()] == ["ProxAdam", "ProxAdamW"]
+    assert OPTIM_DB["Adam"].optim_cls is ProxAdam
+    for info in OPTIM_DB.values():
+        assert len(info.optim_inputs_func("cpu")) >= 5
+        assert "fused" in info.not_og_supported_flags
