@@ -189,3 +189,134 @@ def test_an_unscaled_gradient_may_be_clipped_first(backend):
     scaler.step(amp)
     plain.step()
     assert_same_bits(snapshot(amp), snapshot(plain))
+
+
+def overflowing(param, infinite):
+    return (param**3).sum() * (math.inf if infinite else 1.0)
+
+
+each_protocol = pytest.mark.parametrize("unscale", [True, False], ids=["unscaled before", "plain"])
+
+
+@each_protocol
+def test_an_overflow_skips_the_whole_step_by_either_protocol(any_backend, unscale):
+    """One bad element of one parameter: no parameter, moment or count moves, nor is any decayed."""
+    params = weights((37,), (4, 3))
+    optimizer = ProxAdam(params, **BUSY, **any_backend.options)
+    optimizer.step()
+    before = snapshot(optimizer)
+    scaler = torch.amp.GradScaler(any_backend.device, init_scale=1024.0)
+    optimizer.zero_grad()
+    scaler.scale((params[0] ** 3).sum() + (params[1] ** 3).sum()).backward()
+    params[1].grad[2, 1] = math.inf
+    if unscale:
+        scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert_same_bits(snapshot(optimizer), before)
+    assert scaler.get_scale() == 512.0
+
+
+@each_protocol
+def test_two_optimizers_on_one_scaler(any_backend, unscale):
+    """Only the one whose gradients overflow is held back, and the scale falls for both."""
+    plain = [ProxAdam(weights((9,)), **BUSY, **any_backend.options) for _ in range(2)]
+    amp = [twin_of(optimizer) for optimizer in plain]
+    scaler = torch.amp.GradScaler(any_backend.device, init_scale=1024.0)
+    for i in range(4):
+        infinite = [False, i in (1, 2)]
+        for optimizers, scale in ((plain, lambda loss: loss), (amp, scaler.scale)):
+            for optimizer, bad in zip(optimizers, infinite, strict=True):
+                optimizer.zero_grad()
+                scale(overflowing(params_of(optimizer)[0], bad and optimizers is amp)).backward()
+        for optimizer in amp:
+            if unscale:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+        scaler.update()
+        for optimizer, bad in zip(plain, infinite, strict=True):
+            if not bad:
+                optimizer.step()
+    for mine, expected in zip(amp, plain, strict=True):
+        assert_same_bits(snapshot(mine), snapshot(expected))
+    counts = [optimizer.state[params_of(optimizer)[0]]["step"].item() for optimizer in amp]
+    assert counts == [4, 2]
+    assert scaler.get_scale() == 256.0
+
+
+@each_protocol
+def test_scaled_gradients_may_be_accumulated(any_backend, unscale):
+    """Two backward passes a step; an overflow in the first spoils the whole."""
+    plain = ProxAdam(weights((37,)), **BUSY, **any_backend.options)
+    amp = twin_of(plain)
+    scaler = torch.amp.GradScaler(any_backend.device, init_scale=1024.0)
+    for i in range(3):
+        for optimizer in (plain, amp):
+            optimizer.zero_grad()
+            for part in range(2):
+                bad = optimizer is amp and (i, part) == (1, 0)
+                loss = overflowing(params_of(optimizer)[0] + part, bad) / 2
+                (scaler.scale(loss) if optimizer is amp else loss).backward()
+        if unscale:
+            scaler.unscale_(amp)
+        scaler.step(amp)
+        scaler.update()
+        if i != 1:
+            plain.step()
+    assert_same_bits(snapshot(amp), snapshot(plain))
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=["0-d", "1-d"])
+@pytest.mark.parametrize("of", ["grad_scale", "found_inf"])
+def test_the_scalers_tensors_may_be_of_either_shape(any_backend, shape, of):
+    plain = ProxAdam(weights((9,)), **BUSY, **any_backend.options)
+    amp = twin_of(plain)
+    params_of(amp)[0].grad *= 4.0
+    values = {"grad_scale": torch.tensor(4.0), "found_inf": torch.tensor(0.0)}
+    for name, value in values.items():
+        setattr(amp, name, value.reshape(shape) if name == of else value)
+    amp.step()
+    plain.step()
+    assert_same_bits(snapshot(amp), snapshot(plain))
+    before = snapshot(amp)
+    amp.found_inf = torch.full(shape, 2.0)
+    amp.step()
+    assert_same_bits(snapshot(amp), before)
+
+
+def test_a_scaler_that_is_switched_off_is_not_there(any_backend):
+    plain = ProxAdam(weights((9,)), **BUSY, **any_backend.options)
+    amp = twin_of(plain)
+    scaler = torch.amp.GradScaler(any_backend.device, enabled=False)
+    scaler.step(amp)
+    scaler.update()
+    plain.step()
+    assert_same_bits(snapshot(amp), snapshot(plain))
+
+
+class Wrapped:
+    """An optimizer around another, that hands on what it does not know."""
+
+    def __init__(self, base) -> None:
+        self.base = base
+
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+
+def test_a_wrapper_that_hands_on_the_flag_is_scaled_right_by_default():
+    """With fused=True it would not be, as with torch's: the scaler tells only the wrapper."""
+    plain = ProxAdam(weights((9,)), **BUSY)
+    amp = twin_of(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for i in range(3):
+        for optimizer in (plain, amp):
+            (param,) = params_of(optimizer)
+            optimizer.zero_grad()
+            loss = overflowing(param, optimizer is amp and i == 1)
+            (scaler.scale(loss) if optimizer is amp else loss).backward()
+        scaler.step(Wrapped(amp))
+        scaler.update()
+        if i != 1:
+            plain.step()
+    assert_same_bits(snapshot(amp), snapshot(plain))

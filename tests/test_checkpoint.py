@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ PATHS = {
     "loop": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
+    "capturable": {"fused": True, "capturable": True},
     "default": {},
 }
 
@@ -67,7 +71,46 @@ def test_every_path_takes_up_every_other(of, to):
     assert {name: loader.param_groups[0][name] for name in chosen} == chosen
     for optimizer in (saver, loader):
         train(optimizer, 3, seed=1)
+    if of == to:
+        assert_same_bits(snapshot(loader), snapshot(saver))
     torch.testing.assert_close(snapshot(loader), snapshot(saver), rtol=1e-5, atol=1e-7)
+
+
+@each_twin
+@pytest.mark.parametrize("path", ["loop", "foreach"])
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_a_run_may_change_over_between_torchs_class_and_ours(ours, theirs, path, first):
+    """Without l1 and l2 the weights are to the bit those of a run that never did."""
+    options = {"lr": 0.05, "weight_decay": 0.1, "foreach": path == "foreach"}
+    whole = theirs(weights((5, 3), (7,)), **options)
+    classes = (ours, theirs) if first == "ours" else (theirs, ours)
+    before = classes[0](fresh(params_of(whole)), **options)
+    for optimizer in (whole, before):
+        train(optimizer, 3)
+    after = classes[1](fresh(params_of(before)), foreach=options["foreach"])
+    after.load_state_dict(saved_and_loaded(before.state_dict()))
+    for optimizer in (whole, after):
+        train(optimizer, 3, seed=1)
+    assert_same_bits(snapshot(after), snapshot(whole))
+
+
+@each_twin
+@pytest.mark.parametrize("to", PATHS)
+@pytest.mark.parametrize("of", ["loop", "foreach", "fused", "capturable"])
+def test_every_path_takes_up_torchs_and_torchs_take_up_every_path(ours, theirs, of, to):
+    """Ours keeps its own way to step; torch's takes that of the checkpoint."""
+    torchs = theirs(weights((5, 3)), **PATHS[of])
+    train(torchs, 2)
+    mine = ours(fresh(params_of(torchs)), l1=0.5, **PATHS[to])
+    mine.load_state_dict(saved_and_loaded(torchs.state_dict()))
+    chosen = {"foreach": None, "fused": None, "capturable": False, **PATHS[to]}
+    assert {name: mine.param_groups[0][name] for name in chosen} == chosen
+    back = theirs(fresh(params_of(mine)))
+    back.load_state_dict(saved_and_loaded(mine.state_dict()))
+    for optimizer in (mine, back):
+        train(optimizer, 1, seed=1)
+        assert [state["step"].item() for state in optimizer.state.values()] == [3]
+    assert mine.param_groups[0]["l1"] == back.param_groups[0]["l1"] == 0.5
 
 
 @each_twin
@@ -143,6 +186,10 @@ def lacking(name):
     return lambda state: state.pop(name)
 
 
+def with_value(name, value):
+    return lambda state: state.update({name: value})
+
+
 def of_shape(name, *shape):
     return lambda state: state.update({name: torch.zeros(shape)})
 
@@ -152,6 +199,26 @@ SPOILED = {
     "no step": (lacking("step"), "the loaded state of parameter 1 has no 'step'"),
     "truncated": (of_shape("exp_avg", 3), "the loaded exp_avg of parameter 1 has shape (3,)"),
     "transposed": (of_shape("exp_avg_sq", 2, 4), "exp_avg_sq of parameter 1 has shape (2, 4)"),
+    "a number": (with_value("exp_avg", 1.0), "the loaded exp_avg of parameter 1 is float"),
+    "nothing": (with_value("exp_avg_sq", None), "exp_avg_sq of parameter 1 is NoneType"),
+    "sparse": (
+        with_value("exp_avg", torch.eye(4, 2).to_sparse()),
+        "exp_avg of parameter 1 is torch.sparse_coo, expected a dense tensor",
+    ),
+    "complex": (
+        with_value("exp_avg", torch.ones(4, 2, dtype=torch.complex64)),
+        "exp_avg of parameter 1 has dtype torch.complex64 and the parameter torch.float32",
+    ),
+    **{
+        f"step {name}": (with_value("step", value), "the loaded step of parameter 1 is ")
+        for name, value in {
+            "of two": torch.ones(2),
+            "of none": torch.ones(0),
+            "negative": torch.tensor(-1.0),
+            "nan": float("nan"),
+            "missing": None,
+        }.items()
+    },
 }
 
 
@@ -163,6 +230,10 @@ def test_a_state_that_does_not_fit_is_refused_whole(how):
         train(optimizer, 1, seed=int(optimizer is saver))
     state_dict = copy.deepcopy(saver.state_dict())
     spoil(state_dict["state"][1])
+    assert_refused_whole(loader, state_dict, text)
+
+
+def assert_refused_whole(loader, state_dict, text):
     before = snapshot(loader)
     kind, said = error_of(loader.load_state_dict, state_dict)
     assert kind is ValueError
@@ -171,6 +242,105 @@ def test_a_state_that_does_not_fit_is_refused_whole(how):
     assert_same_bits(snapshot(loader), before)
     assert loader.param_groups[0]["lr"] == 0.2
     assert not loader._optimizer_load_state_dict_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda saved: saved.pop("state"), "got 'state' of the type NoneType"),
+        (lambda saved: saved.pop("param_groups"), "got 'param_groups' of the type NoneType"),
+        (lambda saved: saved.update(state=[]), "got 'state' of the type list"),
+        (lambda saved: saved["param_groups"][0].update(l1=-1.0), "Invalid l1 value: -1.0"),
+        (lambda saved: saved["param_groups"][0].update(metric="own"), "Invalid metric: 'own'"),
+        (lambda saved: saved["param_groups"][0].update(max_shrink=0.5), "Invalid max_shrink"),
+        (lambda saved: saved["param_groups"][0].update(state_dtype=int), "Invalid state_dtype"),
+    ],
+    ids=["no state", "no groups", "a list", "l1", "metric", "max_shrink", "state_dtype"],
+)
+def test_what_is_no_state_dict_is_refused_whole(spoil, text):
+    saver, loader = (ProxAdam(weights((3,), (4, 2)), lr=lr) for lr in (0.1, 0.2))
+    for optimizer in (saver, loader):
+        train(optimizer, 1)
+    state_dict = copy.deepcopy(saver.state_dict())
+    spoil(state_dict)
+    assert_refused_whole(loader, state_dict, text)
+
+
+def test_a_parameter_without_a_saved_state_begins_anew_as_in_torch():
+    saver, loader = (ProxAdam(weights((3,), (4, 2))) for _ in range(2))
+    for optimizer in (saver, loader):
+        train(optimizer, 2)
+    state_dict = copy.deepcopy(saver.state_dict())
+    del state_dict["state"][0]
+    loader.load_state_dict(state_dict)
+    train(loader, 1)
+    assert [loader.state[p]["step"].item() for p in params_of(loader)] == [1, 3]
+
+
+SAVER = """
+import os, sys, torch
+from proxadam import ProxAdamW
+
+path = sys.argv[1]
+model = torch.nn.Linear(64, 64)
+optimizer = ProxAdamW(model.parameters(), l1=0.01)
+
+class Stalls:  # a file that never gets further than some bytes
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, data):
+        self.file.write(bytes(data)[:10])
+        self.file.flush()
+        print("in the middle", flush=True)
+        sys.stdin.read()
+
+    def flush(self):
+        pass
+
+def step_and_save(wrap=lambda file: file):
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    with open(f"{path}.new", "wb") as file:
+        torch.save(state, wrap(file))
+    os.replace(f"{path}.new", path)
+
+step_and_save()
+step_and_save()
+step_and_save(Stalls)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this platform has no SIGKILL")
+def test_a_process_killed_while_it_saves_loses_nothing_saved_before(tmp_path):
+    """By the README's way to save: under another name first, which is then put in place."""
+    path = tmp_path / "checkpoint.pt"
+    command = [sys.executable, "-c", SAVER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as saver:
+        assert saver.stdout.readline().strip() == b"in the middle"
+        saver.kill()
+    assert saver.returncode == -signal.SIGKILL
+    assert 0 < (tmp_path / "checkpoint.pt.new").stat().st_size <= 10
+    saved = torch.load(path, weights_only=True)
+    model = torch.nn.Linear(64, 64)
+    optimizer = ProxAdamW(model.parameters())
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    assert {state["step"].item() for state in optimizer.state.values()} == {2.0}
+    assert optimizer.param_groups[0]["l1"] == 0.01
+    train(optimizer, 1)
+
+
+def test_a_state_dict_refers_to_the_live_tensors_as_torchs_does():
+    """So it is to be saved, or copied, before the next step."""
+    optimizer = ProxAdam(weights((3,)))
+    train(optimizer, 1)
+    state_dict = optimizer.state_dict()
+    copied = copy.deepcopy(state_dict)
+    train(optimizer, 1)
+    assert (state_dict["state"][0]["step"], copied["state"][0]["step"]) == (2, 1)
 
 
 @pytest.mark.parametrize("groups", [[1], [1, 1]], ids=["fewer", "other sizes"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from ._group import check_prox_options
 
 # How a step is taken is the instance's own choice; a checkpoint says what has been learned.
 _IMPLEMENTATION = ("foreach", "capturable", "differentiable", "fused")
@@ -31,9 +34,16 @@ def completed(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
         implementation that the group has chosen.
 
     Raises:
-        ValueError: the state of a parameter lacks a moment, or has one of another shape; the
-            message names them. Nothing has been loaded then.
+        ValueError: what was loaded is no state dict; an option is out of range; the state of a
+            parameter lacks a moment, or has one that does not fit it. The message names it, and
+            nothing has been loaded then.
     """
+    for name, kind in (("state", Mapping), ("param_groups", list)):
+        if not isinstance(loaded.get(name), kind):
+            raise ValueError(
+                f"expected a state dict with 'state' and 'param_groups', got {name!r} of the type"
+                f" {type(loaded.get(name)).__name__}; was the file written to its end?"
+            )
     saved_groups = loaded["param_groups"]
     pairs = list(
         zip(optimizer.param_groups, saved_groups, strict=False)
@@ -47,6 +57,9 @@ def completed(optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
         | {name: group[name] for name in _IMPLEMENTATION}
         for group, saved in pairs
     ]
+    for group in ours:
+        check_prox_options(group["l1"], group["l2"], group["metric"], group["max_shrink"])
+        check_state_dtype(group["state_dtype"])
     return {**loaded, "param_groups": ours + list(saved_groups[len(pairs) :])}
 
 
@@ -70,18 +83,44 @@ def restore_state(optimizer: Optimizer, loaded: dict[str, Any]) -> None:
                 state["step"] = step_t.cpu()
 
 
-def _check_state(param: Tensor, state: dict[str, Any] | None, index: object) -> None:
+def check_state_dtype(state_dtype: torch.dtype | None) -> None:
+    """Raise ValueError for a dtype that moments are not kept in."""
+    if state_dtype not in (None, torch.float32):
+        raise ValueError(f"Invalid state_dtype: {state_dtype}, expected torch.float32 or None")
+
+
+def _check_state(param: Tensor, state: Mapping[str, Any] | None, index: object) -> None:
     if not state:
         return
     for name in ("step", *_MOMENTS[:2]):
-        if name not in state:
+        if not isinstance(state, Mapping) or name not in state:
             raise ValueError(
                 f"the loaded state of parameter {index} has no {name!r}, expected step, exp_avg"
                 " and exp_avg_sq; was it saved by another kind of optimizer?"
             )
     for name in _MOMENTS:
-        if name in state and state[name].shape != param.shape:
+        moment = state.get(name, param)
+        if not isinstance(moment, Tensor) or moment.layout is not torch.strided:
+            found = str(moment.layout) if isinstance(moment, Tensor) else type(moment).__name__
             raise ValueError(
-                f"the loaded {name} of parameter {index} has shape {tuple(state[name].shape)},"
+                f"the loaded {name} of parameter {index} is {found}, expected a dense tensor;"
+                " nothing was loaded."
+            )
+        if moment.shape != param.shape:
+            raise ValueError(
+                f"the loaded {name} of parameter {index} has shape {tuple(moment.shape)},"
                 f" expected {tuple(param.shape)}; nothing was loaded."
             )
+        if moment.is_complex() != param.is_complex():
+            raise ValueError(
+                f"the loaded {name} of parameter {index} has dtype {moment.dtype} and the parameter"
+                f" {param.dtype}; nothing was loaded."
+            )
+    step = state["step"]
+    single = isinstance(step, (int, float)) or (isinstance(step, Tensor) and step.numel() == 1)
+    on_device = isinstance(step, Tensor) and not step.is_cpu
+    if not single or not (on_device or step >= 0):
+        raise ValueError(
+            f"the loaded step of parameter {index} is {step}, expected a count of steps, ≥ 0;"
+            " nothing was loaded."
+        )

@@ -102,7 +102,7 @@ class ProxAdam(Optimizer):
     ) -> None:
         _check_adam_options(lr, betas, eps, weight_decay, foreach, capturable)
         check_prox_options(l1, l2, metric, max_shrink)
-        _check_state_dtype(state_dtype)
+        _checkpoint.check_state_dtype(state_dtype)
         if fused and differentiable:
             raise RuntimeError("`fused` does not support `differentiable`")
         if fused and foreach:
@@ -134,7 +134,7 @@ class ProxAdam(Optimizer):
         group = self.param_groups[-1]
         try:
             check_prox_options(group["l1"], group["l2"], group["metric"], group["max_shrink"])
-            _check_state_dtype(group["state_dtype"])
+            _checkpoint.check_state_dtype(group["state_dtype"])
             if group["fused"]:
                 _check_kernel_is_there(group["params"])
         except (RuntimeError, ValueError):
@@ -152,7 +152,8 @@ class ProxAdam(Optimizer):
         where the saved groups lack an option, that too.
 
         Raises:
-            ValueError: groups or tensors that do not fit the parameters; nothing is loaded then.
+            ValueError: groups or tensors that do not fit the parameters, or an option out of range;
+                nothing is loaded then.
         """
         loaded: dict[str, Any] = {}
 
@@ -394,11 +395,6 @@ def _check_adam_options(
             raise ValueError(
                 f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
             )
-
-
-def _check_state_dtype(state_dtype: torch.dtype | None) -> None:
-    if state_dtype not in (None, torch.float32):
-        raise ValueError(f"Invalid state_dtype: {state_dtype}, expected torch.float32 or None")
 
 
 def _check_kernel_is_there(params: list[Tensor]) -> None:
