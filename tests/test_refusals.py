@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam, prox_adam
-from tools import BUSY, LOOP, assert_same_bits, error_of, weights
+from tools import BUSY, LOOP, assert_same_bits, error_of, quantised, weights
 
 SHAPE = (3, 4)
 UNALLOCATED = "The tensor has a non-zero number of elements, but its data is not allocated yet."
@@ -242,8 +242,24 @@ def test_a_conjugated_parameter(any_backend):
         ({"params": torch.ones(3, dtype=torch.int64)}, "has dtype torch.int64, expected one of"),
         ({"params": torch.ones(3).to(torch.float8_e4m3fn)}, "has dtype torch.float8_e4m3fn"),
         ({"params": torch.ones(3, device="meta")}, "is on cpu, expected meta"),
+        (
+            {"params": quantised()},
+            "has dtype torch.qint8, expected one of",
+        ),
+        ({"params": torch.eye(3).to_sparse()}, "parameter 1 of shape (3, 3)"),
+        ({"params": torch.ones(3, dtype=torch.bool)}, "has dtype torch.bool, expected one of"),
     ],
-    ids=["meta grad", "fp64 grad", "sparse grad", "integers", "float8", "meta param"],
+    ids=[
+        "meta grad",
+        "fp64 grad",
+        "sparse grad",
+        "integers",
+        "float8",
+        "meta param",
+        "quantised",
+        "sparse param",
+        "booleans",
+    ],
 )
 def test_the_functional_twin_checks_as_much(any_backend, change, text):
     names = ("params", "grads", "exp_avgs", "exp_avg_sqs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 
 import pytest
 import torch
@@ -37,6 +38,13 @@ def weights(*shapes, dtype=torch.float32):
     for param in params:
         param.grad = torch.randn_like(param)
     return params
+
+
+def quantised():
+    """A tensor of a dtype that torch is about to give up, and says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
 
 
 @contextlib.contextmanager
