@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,3 +175,53 @@ def test_autograd_reaches_a_tensor_l1():
 
     l1 = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(step, (l1,))
+
+
+@pytest.mark.parametrize("value", ["0.1", None, 0.1j, decimal.Decimal("0.1"), [0.1]], ids=repr)
+@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay", "betas", "l1", "max_shrink"])
+def test_what_is_no_number_is_refused_before_anything_is_written(any_backend, name, value):
+    optimizer = ProxAdam(weights((3,), (4,)), **BUSY, **any_backend.options)
+    optimizer.step()
+    before = snapshot(optimizer)
+    optimizer.param_groups[0][name] = (0.9, value) if name == "betas" else value
+    kind, text = error_of(optimizer.step)
+    assert kind is TypeError
+    name = "beta2" if name == "betas" else name
+    assert text == f"{name} is {value!r}, expected a number or a one-element tensor."
+    assert_same_bits(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
+def test_a_tensor_of_several_numbers_is_refused_before_anything_is_written(backend, name):
+    optimizer = ProxAdam(weights((2,), (4,)), **BUSY, **backend.options)
+    optimizer.step()
+    before = snapshot(optimizer)
+    optimizer.param_groups[0][name] = torch.tensor([0.1, 0.2])
+    kind, text = error_of(optimizer.step)
+    assert (kind, text) in [
+        (ValueError, f"Tensor {name} must be 1-element, got shape (2,)"),
+        (RuntimeError, "lr as a Tensor is not supported for capturable=False and foreach=True"),
+    ]
+    assert_same_bits(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize("lr", [np.float32(0.125), np.float64(0.125), Fraction(1, 8)], ids=repr)
+def test_numbers_of_other_makers_are_numbers(backend, lr):
+    optimizer = ProxAdam(weights((9,)), **BUSY, **backend.options)
+    expected = twin_of(optimizer)
+    optimizer.param_groups[0]["lr"], expected.param_groups[0]["lr"] = lr, 0.125
+    for each in (optimizer, expected):
+        each.step()
+    torch.testing.assert_close(snapshot(optimizer), snapshot(expected))
+
+
+@pytest.mark.parametrize("flag", ["maximize", "amsgrad"])
+@pytest.mark.parametrize("value", [1, "yes"], ids=repr)
+def test_what_counts_as_true_is_a_flag(backend, flag, value):
+    """As in torch's loop; torch's fused step takes nothing but True and False."""
+    optimizer = ProxAdam(weights((9,)), l1=0.01, **backend.options)
+    expected = twin_of(optimizer)
+    optimizer.param_groups[0][flag], expected.param_groups[0][flag] = value, True
+    for each in (optimizer, expected):
+        each.step()
+    assert_same_bits(snapshot(optimizer), snapshot(expected))

@@ -15,7 +15,11 @@ enum Slot { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kStep, kSlots };
 constexpr const char* kListNames[kSlots] = {"params",      "grads",           "exp_avgs",
                                             "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"};
 
-bool flag(py::handle group, const char* name) { return group.attr(name).cast<bool>(); }
+bool flag(py::handle group, const char* name) {
+  const int truth = PyObject_IsTrue(py::object(group.attr(name)).ptr());
+  if (truth < 0) throw py::error_already_set();
+  return truth;
+}
 
 bool scalar_type(const DLDataType& dtype, ScalarType& out) {
   if (dtype.lanes != 1) return false;

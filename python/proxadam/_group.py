@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 METRICS = ("adaptive", "euclidean")
+_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "l1", "l2", "max_shrink")
 _LISTS = (
     "params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps",
 )  # fmt: skip
@@ -61,13 +63,25 @@ class Group:
 
 
 def check_step_options(group: Group) -> None:
-    """Raise ValueError where an option, or the length of a list, would lead the step astray."""
+    """Raise where an option, or the length of a list, would lead the step astray.
+
+    Numbers of other makers, numpy's or fractions, become floats.
+
+    Raises:
+        TypeError: an option that is no number.
+        ValueError: one out of range, or a tensor of several elements; lists that differ in length.
+    """
     for tensors in (*group.tensor_lists()[1:4], group.state_steps):
         if len(tensors) != len(group.params):
             raise ValueError(
                 f"expected a gradient, moments and a step for each of {len(group.params)} params,"
                 f" got a list of {len(tensors)}"
             )
+    for name in _NUMBERS:
+        value = getattr(group, name)
+        number = _number(name, value)
+        if number is not value:
+            setattr(group, name, number)
     check_prox_options(group.l1, group.l2, group.metric, group.max_shrink)
     for i, beta in enumerate((group.beta1, group.beta2)):
         if not _on_device(beta) and not beta < 1:
@@ -79,8 +93,7 @@ def check_prox_options(
 ) -> None:
     """Raise ValueError, naming the option and its value, where one is out of range."""
     for name, value in (("l1", l1), ("l2", l2), ("max_shrink", max_shrink)):
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        _number(name, value)
         if _on_device(value):
             continue
         if name == "max_shrink":
@@ -90,6 +103,21 @@ def check_prox_options(
             raise ValueError(f"Invalid {name} value: {value}, expected finite and ≥ 0")
     if metric not in METRICS:
         raise ValueError(f"Invalid metric: {metric!r}, expected one of {METRICS}")
+
+
+def _number(name: str, value: Any) -> float | Tensor:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        return value
+    if isinstance(value, (float, int)):
+        return value
+    try:
+        return float(0.0 + value)  # float() alone would read a string
+    except TypeError:
+        raise TypeError(
+            f"{name} is {value!r}, expected a number or a one-element tensor."
+        ) from None
 
 
 def _on_device(value: float | Tensor) -> bool:
