@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam, prox_adam
-from tools import BUSY, LOOP, assert_same_bits, error_of, quantised, weights
+from tools import BUSY, assert_same_bits, error_of, quantised, weights
 
 SHAPE = (3, 4)
 UNALLOCATED = "The tensor has a non-zero number of elements, but its data is not allocated yet."
@@ -88,14 +88,36 @@ def test_a_freed_flat_buffer_with_views_into_it(any_backend, bystanders, offset,
     refused(any_backend, bystanders, victim, lambda *_: free(flat), UNALLOCATED)
 
 
-@pytest.mark.parametrize("path", [LOOP, {"foreach": True}], ids=["loop", "foreach"])
-def test_a_flat_buffer_cut_short_of_a_view_into_it(path):
-    """Torch ops would write beyond its end."""
-    flat = torch.ones(1000)
-    param = Parameter(flat[900:])
-    param.grad = torch.ones(100)
-    optimizer = ProxAdam([param], **path)
-    flat.untyped_storage().resize_(500 * flat.element_size())
+def cut(tensor):
+    tensor.untyped_storage().resize_(tensor.untyped_storage().nbytes() // 2)
+
+
+CUT = {
+    "parameter": lambda p, _: cut(p),
+    "gradient": lambda p, _: cut(p.grad),
+    **{name: lambda _, s, n=name: cut(s[n]) for name in ("exp_avg", "exp_avg_sq", "step")},
+}
+
+
+@pytest.mark.parametrize("what", CUT)
+def test_storage_cut_short(any_backend, bystanders, what):
+    (victim,) = weights(SHAPE)
+    refused(any_backend, bystanders, victim, CUT[what], UNALLOCATED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("missing", [0, 1, 5, 500], ids=lambda n: f"{n} bytes short")
+def test_a_flat_buffer_cut_short_of_a_view_into_it(any_backend, missing, dtype):
+    """Torch ops would write beyond its end; one that holds the view to the last byte will do."""
+    flat = torch.ones(1000, dtype=dtype)
+    param = Parameter(flat[900:960].view(10, 6))
+    param.grad = torch.ones(10, 6, dtype=dtype)
+    optimizer = ProxAdam([param], lr=0.1, **any_backend.options)
+    flat.untyped_storage().resize_(960 * flat.element_size() - missing)
+    if missing == 0:
+        optimizer.step()
+        assert (param < 1).all()
+        return
     assert error_of(optimizer.step)[1].startswith(UNALLOCATED)
     assert optimizer.state[param]["step"] == 0
 

@@ -65,16 +65,23 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   define_plan(m);
   m.def(
       "bind",
-      [](py::capsule exchange, py::type tensor, py::type parameter, std::uintptr_t parallel_for) {
-        auto* fresh = new Bound{{exchange, tensor, parameter, kDLCPU, {true}},
+      [](py::capsule exchange, py::type tensor, py::type parameter, std::uintptr_t parallel_for,
+         std::uintptr_t storage_bytes, std::uintptr_t storage_offset) {
+        const StorageFunctions storage{
+            reinterpret_cast<StorageFunctions::Function>(storage_bytes),
+            reinterpret_cast<StorageFunctions::Function>(storage_offset)};
+        auto* fresh = new Bound{{exchange, tensor, parameter, kDLCPU, {true}, storage},
                                 reinterpret_cast<ParallelFor>(parallel_for),
                                 getpid()};
         std::swap(bound, fresh);
         delete fresh;
       },
       py::arg("exchange"), py::arg("tensor"), py::arg("parameter"), py::arg("parallel_for"),
+      py::arg("storage_bytes") = 0, py::arg("storage_offset") = 0,
       "Tell the module about this process's torch: its DLPack exchange table, its two tensor\n"
-      "types, and the address of torch_parallel_for (0: run serially).");
+      "types, and the addresses of torch_parallel_for (0: run serially), of\n"
+      "aoti_torch_get_storage_size and of aoti_torch_get_storage_offset (0: do not ask how large\n"
+      "a storage is).");
   m.def(
       "step", &step, py::arg("groups"), py::arg("grad_scale") = py::none(),
       "Step every parameter of every Group in place and return None; or, where some tensor does\n"

@@ -103,16 +103,23 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   define_plan(m);
   m.def(
       "bind",
-      [](py::capsule exchange, py::type tensor, py::type parameter) {
+      [](py::capsule exchange, py::type tensor, py::type parameter, std::uintptr_t storage_bytes,
+         std::uintptr_t storage_offset) {
+        const StorageFunctions storage{
+            reinterpret_cast<StorageFunctions::Function>(storage_bytes),
+            reinterpret_cast<StorageFunctions::Function>(storage_offset)};
         std::vector<bool> usable = usable_devices();
         const std::vector<bool> none(usable.size());
-        auto* fresh = new Bound{{exchange, tensor, parameter, kDLCUDA, usable}, none};
+        auto* fresh = new Bound{{exchange, tensor, parameter, kDLCUDA, usable, storage}, none};
         std::swap(bound, fresh);
         delete fresh;
       },
-      py::arg("exchange"), py::arg("tensor"), py::arg("parameter"),
-      "Tell the module about this process's torch: its DLPack exchange table and its two tensor\n"
-      "types. Raises RuntimeError where no device can run the kernel.");
+      py::arg("exchange"), py::arg("tensor"), py::arg("parameter"), py::arg("storage_bytes") = 0,
+      py::arg("storage_offset") = 0,
+      "Tell the module about this process's torch: its DLPack exchange table, its two tensor\n"
+      "types, and the addresses of aoti_torch_get_storage_size and aoti_torch_get_storage_offset\n"
+      "(0: do not ask how large a storage is). Raises RuntimeError where no device can run the\n"
+      "kernel.");
   m.def("load", &load, py::arg("device"),
         "Load every kernel to a device, once: while a graph is captured it would be too late.");
   m.def("step", &step, py::arg("groups"), py::arg("grad_scales") = py::list(),

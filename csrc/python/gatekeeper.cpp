@@ -118,6 +118,19 @@ std::vector<std::pair<std::size_t, std::size_t>> overlapping(std::vector<Extent>
   return found;
 }
 
+// Where in the Python objects of a type the at::Tensor is, looked for in an example by the one
+// pointer that it consists of; 0 if it is not found.
+std::size_t find_at_tensor(const py::type& type) {
+  const py::object example = type();
+  const auto address = example.attr("_cdata").cast<std::uintptr_t>();
+  const auto* object = reinterpret_cast<const char*>(example.ptr());
+  const auto size = static_cast<std::size_t>(Py_TYPE(example.ptr())->tp_basicsize);
+  for (std::size_t at = sizeof(PyObject); at + sizeof(address) <= size; at += sizeof(address)) {
+    if (*reinterpret_cast<const std::uintptr_t*>(object + at) == address) return at;
+  }
+  return 0;
+}
+
 constexpr std::int32_t kAnyDevice = -1;
 
 // Whether a kernel on `device` can read all of these.
@@ -132,7 +145,8 @@ bool reaches(const DeviceOptions& options, std::int32_t device) {
 }  // namespace
 
 Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter,
-                       DLDeviceType device_type, std::vector<bool> devices)
+                       DLDeviceType device_type, std::vector<bool> devices,
+                       StorageFunctions storage)
     : exchange_(exchange.get_pointer<DLPackExchangeAPI>()),
       tensor_(std::move(tensor)),
       parameter_(std::move(parameter)),
@@ -140,12 +154,17 @@ Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter
       version_(py::reinterpret_steal<py::str>(PyUnicode_InternFromString("_version"))),
       untyped_storage_(tensor_.attr("untyped_storage")),
       device_type_(device_type),
-      devices_(std::move(devices)) {
+      devices_(std::move(devices)),
+      storage_(storage) {
   const DLPackVersion& version = exchange_->header.version;
   if (version.major != 1 || !exchange_->dltensor_from_py_object_no_sync) {
     throw std::runtime_error("torch's DLPack exchange table is of version " +
                              std::to_string(version.major) + "." + std::to_string(version.minor) +
                              ", which this build of proxadam does not know; it knows 1.x");
+  }
+  if (storage_.bytes && storage_.offset) {
+    at_tensor_ = find_at_tensor(tensor_);
+    if (at_tensor_ != find_at_tensor(parameter_)) at_tensor_ = 0;
   }
 }
 
@@ -326,10 +345,18 @@ bool Gatekeeper::view(PyObject* tensor, DLTensor& out) const {
 }
 
 bool Gatekeeper::is_allocated(PyObject* tensor, const DLTensor& view) const {
+  if (numel(view) == 0) return true;
+  if (at_tensor_) {
+    void* at_tensor = reinterpret_cast<char*>(tensor) + at_tensor_;
+    std::int64_t bytes = 0, end = 0;
+    if (storage_.bytes(at_tensor, &bytes) || storage_.offset(at_tensor, &end)) return false;
+    for (int d = 0; d < view.ndim; ++d) end += (view.shape[d] - 1) * view.strides[d];
+    return (end + 1) * (view.dtype.bits / 8) <= bytes;
+  }
   // A freed storage has no address, and a view into it is at the view's offset from zero. No
   // process maps tensors below 1 TiB on the usual 47-bit layout; where one does, ask the storage.
   constexpr std::uintptr_t kLow = std::uintptr_t{1} << 40;
-  if (reinterpret_cast<std::uintptr_t>(view.data) >= kLow || numel(view) == 0) return true;
+  if (reinterpret_cast<std::uintptr_t>(view.data) >= kLow) return true;
   const auto storage = untyped_storage_(py::handle(tensor));
   return storage.attr("data_ptr")().cast<std::uintptr_t>() != 0;
 }

@@ -20,12 +20,22 @@ struct Admission {
   std::vector<std::vector<std::size_t>> rejected;  // for each group, the parameters turned away
 };
 
+// Two functions of torch's stable C interface, by their addresses. They take a pointer to an
+// at::Tensor, which is one pointer to what `Tensor._cdata` names, and return 0 if all went well.
+struct StorageFunctions {
+  using Function = std::int32_t (*)(void* tensor, std::int64_t* out);
+
+  Function bytes = nullptr;   // aoti_torch_get_storage_size
+  Function offset = nullptr;  // aoti_torch_get_storage_offset, in elements
+};
+
 class Gatekeeper {
  public:
   // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. Throws std::runtime_error if its version
   // is not one that we know. `devices`: for each of this type, whether the kernel runs there.
+  // Without `storage`, a storage that was freed is noticed and one that was cut short is not.
   Gatekeeper(pybind11::capsule exchange, pybind11::type tensor, pybind11::type parameter,
-             DLDeviceType device_type, std::vector<bool> devices);
+             DLDeviceType device_type, std::vector<bool> devices, StorageFunctions storage = {});
 
   // `groups`: proxadam._group.Group objects. Turns away what does not fit and what shares memory
   // with another parameter, or with another's gradient where those are written too.
@@ -57,6 +67,8 @@ class Gatekeeper {
   pybind11::object untyped_storage_;
   DLDeviceType device_type_;
   std::vector<bool> devices_;
+  StorageFunctions storage_;
+  std::size_t at_tensor_ = 0;  // where in a Python tensor its at::Tensor is; 0: not known
 };
 
 }  // namespace proxadam

@@ -11,7 +11,14 @@ class Plan:
     def launch(self) -> None:
         """Step the others, in place."""
 
-def bind(exchange: object, tensor: type, parameter: type, parallel_for: int) -> None:
+def bind(
+    exchange: object,
+    tensor: type,
+    parameter: type,
+    parallel_for: int,
+    storage_bytes: int = 0,
+    storage_offset: int = 0,
+) -> None:
     """Tell the module about this process's torch."""
 
 def step(groups: list[Group], grad_scale: float | None = None) -> Plan | None:

@@ -13,7 +13,13 @@ class Plan:
     def launch(self) -> None:
         """Step the others, in place."""
 
-def bind(exchange: object, tensor: type, parameter: type) -> None:
+def bind(
+    exchange: object,
+    tensor: type,
+    parameter: type,
+    storage_bytes: int = 0,
+    storage_offset: int = 0,
+) -> None:
     """Tell the module about this process's torch."""
 
 def load(device: int) -> None:

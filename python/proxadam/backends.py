@@ -17,6 +17,8 @@ import torch
 __all__ = ["available_backends", "is_built"]
 
 _KERNELS = ("cpu", "cuda")
+# How large a tensor's storage is, which DLPack does not tell, and where the tensor begins in it.
+_STORAGE = ("aoti_torch_get_storage_size", "aoti_torch_get_storage_offset")
 _ADVICE = {
     "cpu": "reinstall proxadam with a C++17 compiler at hand, and with PROXADAM_REQUIRE_NATIVE=1"
     " to see what the build says",
@@ -60,7 +62,7 @@ def reason_for_fallback(device_type: str) -> str | None:
         return f"the cuda kernel is built, and torch {torch.__version__} sees no CUDA device here"
     pool = (torch_parallel_for(),) if device_type == "cpu" else ()
     try:
-        module.bind(exchange, torch.Tensor, torch.nn.Parameter, *pool)
+        module.bind(exchange, torch.Tensor, torch.nn.Parameter, *pool, *map(_address, _STORAGE))
     except (RuntimeError, ImportError) as refused:
         return str(refused)
     return None
@@ -84,10 +86,15 @@ def _import(device_type: str) -> tuple[ModuleType | None, str]:
 
 
 def torch_parallel_for() -> int:
-    """Address of torch's thread pool, a stable C function of libtorch_cpu; 0 to run serially."""
+    """Address of torch's thread pool; 0 to run serially."""
+    return _address("torch_parallel_for")
+
+
+def _address(function: str) -> int:
+    """Address of a stable C function of libtorch_cpu; 0 if there is none of the name."""
     library = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
         if (library / name).exists():
-            function = getattr(ctypes.CDLL(str(library / name)), "torch_parallel_for", None)
-            return ctypes.cast(function, ctypes.c_void_p).value or 0 if function else 0
+            found = getattr(ctypes.CDLL(str(library / name)), function, None)
+            return ctypes.cast(found, ctypes.c_void_p).value or 0 if found else 0
     return 0
