@@ -225,3 +225,20 @@ def test_what_counts_as_true_is_a_flag(backend, flag, value):
     for each in (optimizer, expected):
         each.step()
     assert_same_bits(snapshot(optimizer), snapshot(expected))
+
+
+def test_betas_that_want_a_gradient_are_numbers_to_a_plain_step(backend):
+    """They are differentiated by differentiable=True alone, as in torch."""
+    if backend.options.get("foreach"):
+        pytest.skip("foreach takes no tensor betas, as in torch.optim")
+    betas = tuple(torch.tensor(b, requires_grad=True) for b in (0.5, 0.75))
+    optimizer = ProxAdam(weights((9,)), lr=0.1, l1=0.01, betas=betas, **backend.options)
+    by_number = ProxAdam(weights((9,)), lr=0.1, l1=0.01, betas=(0.5, 0.75), **backend.options)
+    for param, twin in zip(params_of(optimizer), params_of(by_number), strict=True):
+        twin.data.copy_(param.data)
+        twin.grad = param.grad.clone()
+    for _ in range(2):
+        optimizer.step()
+        by_number.step()
+    torch.testing.assert_close(snapshot(optimizer), snapshot(by_number))
+    assert not any(param.grad_fn for param in params_of(optimizer))

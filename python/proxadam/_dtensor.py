@@ -107,9 +107,9 @@ def _placement(spec: Any) -> tuple[object, ...]:
 
 def _shard(tensor: Any) -> Tensor:
     # Not to_local(): of a parameter that makes a new tensor at each call.
-    local = tensor._local_tensor
+    local: Tensor = tensor._local_tensor
     if type(local) is not Tensor and hasattr(local, "trigger_wait"):
-        return local.trigger_wait()  # its collective may still be on the way
+        local = local.trigger_wait()  # its collective may still be on the way
     return local
 
 

@@ -58,7 +58,9 @@ class Group:
     def take(self, indices: list[int]) -> Group:
         """The same options over some of the parameters."""
         lists = {name: getattr(self, name) for name in _LISTS}
-        taken = {name: [xs[i] for i in indices] if xs else [] for name, xs in lists.items()}
+        taken: dict[str, Any] = {
+            name: [xs[i] for i in indices] if xs else [] for name, xs in lists.items()
+        }
         return replace(self, **taken)
 
 

@@ -109,7 +109,8 @@ def has_stepped(state: dict[str, Any]) -> bool:
 def chunks(tensor: Tensor) -> Sequence[Tensor]:
     """The local part of a tensor, flat, in pieces whose temporaries are small."""
     size = _CPU_CHUNK if tensor.device.type == "cpu" else _CHUNK
-    return local(tensor).reshape(-1).split(size)
+    pieces: Sequence[Tensor] = local(tensor).reshape(-1).split(size)
+    return pieces
 
 
 def corrected(group: dict[str, Any], state: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from .prox import prox_elastic_net
 _BLOCK_NUMEL = 1 << 16
 
 _Scalar = float | Tensor
+_Tensors = list[Tensor] | tuple[Tensor, ...]
 _Row = list[Tensor]  # param, grad, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq
 
 
@@ -110,7 +112,7 @@ def _update(
     else:
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     if max_exp_avg_sq is not None:
-        both = (max_exp_avg_sq, exp_avg_sq)
+        both: tuple[Tensor, ...] = (max_exp_avg_sq, exp_avg_sq)
         if differentiable:  # the backward pass needs them as they are; the next step overwrites
             both = tuple(tensor.clone() for tensor in both)
         exp_avg_sq = max_exp_avg_sq.copy_(torch.maximum(*both))
@@ -118,8 +120,10 @@ def _update(
         return
 
     numerator = exp_avg.clone() if differentiable else exp_avg
-    bias_correction1 = 1 - beta1 ** (step.clone() if _needs_grad(beta1) else step)
-    bias_correction2 = 1 - beta2 ** (step.clone() if _needs_grad(beta2) else step)
+    count = step.clone() if isinstance(step, Tensor) and _needs_grad(beta1) else step
+    bias_correction1 = 1 - beta1**count
+    count = step.clone() if isinstance(step, Tensor) and _needs_grad(beta2) else step
+    bias_correction2 = 1 - beta2**count
     step_size = lr / bias_correction1
     if not isinstance(step, Tensor):
         denom = (exp_avg_sq.sqrt() / bias_correction2**0.5).add_(group.eps)
@@ -167,12 +171,12 @@ def _multi_tensor(group: Group, rows: list[_Row], steps: list[_Scalar]) -> None:
 def _multi_update(
     group: Group,
     params: list[Tensor],
-    grads: list[Tensor],
+    grads: _Tensors,
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     max_exp_avg_sqs: list[Tensor] | None = None,
     *,
-    steps: list[_Scalar],
+    steps: list[Any],
 ) -> None:
     lr, beta1, beta2 = _to_scalar(group.lr), _to_scalar(group.beta1), _to_scalar(group.beta2)
     weight_decay = group.weight_decay
@@ -212,15 +216,15 @@ def _multi_update(
         torch._foreach_add_(denoms, group.eps)
         torch._foreach_addcdiv_(params, exp_avgs, torch._foreach_div(denoms, step_sizes))
     else:
-        step_sizes = [(lr / (1 - beta1**t)) * -1 for t in steps]
         torch._foreach_div_(denoms, [(1 - beta2**t) ** 0.5 for t in steps])
         torch._foreach_add_(denoms, group.eps)
-        torch._foreach_addcdiv_(params, exp_avgs, denoms, step_sizes)
+        negated = [(lr / (1 - beta1**t)) * -1 for t in steps]
+        torch._foreach_addcdiv_(params, exp_avgs, denoms, negated)
     if group.has_prox:
         _multi_prox_(group, params, denoms, lr)
 
 
-def _multi_prox_(group: Group, zs: list[Tensor], denoms: list[Tensor], lr: _Scalar) -> None:
+def _multi_prox_(group: Group, zs: list[Tensor], denoms: _Tensors, lr: Any) -> None:
     """:func:`_prox_` on lists: S(z, step_size · l1) / (1 + step_size · l2), bounded."""
     l1, l2 = _to_scalar(group.l1), _to_scalar(group.l2)
     if group.metric == "adaptive":
@@ -232,7 +236,7 @@ def _multi_prox_(group: Group, zs: list[Tensor], denoms: list[Tensor], lr: _Scal
         torch._foreach_maximum_(clamped, thresholds)
         torch._foreach_mul_(denoms, l2)
         torch._foreach_add_(denoms, 1)
-        divisors = denoms
+        divisors: Any = denoms
     else:
         divisors = 1 + lr * l2
         clamped = torch._foreach_clamp_min(torch._foreach_clamp_max(zs, lr * l1), -lr * l1)
@@ -334,19 +338,20 @@ def _round_back(group: Group, rows: list[_Row], working: list[_Row]) -> None:
             param.add_(0.0)  # float16 may have rounded a tiny negative value to −0.0
 
 
-def _to_scalar(value: _Scalar) -> _Scalar:
+# Any: the stubs of torch's functions take numbers where the functions take such tensors too.
+def _to_scalar(value: _Scalar) -> Any:
     return value.squeeze() if isinstance(value, Tensor) else value
 
 
-def _like(value: _Scalar, tensor: Tensor, *, dtype: bool = True) -> _Scalar:
+def _like(value: _Scalar, tensor: Tensor, *, dtype: bool = True) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.to(tensor.device, tensor.dtype if dtype else value.dtype, non_blocking=True)
 
 
-def _needs_grad(value: _Scalar) -> bool:
+def _needs_grad(value: _Scalar) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.requires_grad
 
 
 def _is_zero(value: _Scalar) -> bool:
-    return not (isinstance(value, Tensor) and not value.is_cpu) and value == 0
+    return not (isinstance(value, Tensor) and not value.is_cpu) and bool(value == 0)

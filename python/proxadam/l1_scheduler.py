@@ -276,8 +276,8 @@ class TargetSparsityL1(L1Scheduler):
     def _share_of_zeros(self) -> float:
         groups = zip(self.optimizer.param_groups, self.base_l1s, strict=True)
         params = [param for group, base in groups if base for param in group["params"]]
-        nonzeros = sum(read(count_nonzeros(params)))
-        return 1 - nonzeros / max(sum(param.numel() for param in params), 1)
+        weights: int = sum(param.numel() for param in params)
+        return 1 - sum(read(count_nonzeros(params))) / max(weights, 1)
 
 
 def _logit(share: float) -> float:

@@ -25,6 +25,7 @@ _check_graph_capture = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
 
+_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 _TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
 
 
@@ -211,7 +212,7 @@ class ProxAdam(Optimizer):
                 loss = closure()
         groups = []
         for group in self.param_groups:
-            lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+            lists: _Lists = ([], [], [], [], [], [])
             self._init_group(group, *lists)
             beta1, beta2 = group["betas"]
             groups.append(
@@ -282,7 +283,7 @@ class ProxAdam(Optimizer):
 
     def _init_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         check_not_sparse(grad)
-        state = self.state[param]
+        state: dict[str, Tensor] = self.state[param]
         state["step"] = _new_step(param, group)
         dtype = _checkpoint.moment_dtype(param, group["state_dtype"])
         for name in ("exp_avg", "exp_avg_sq"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,8 @@ def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
         modulus = x.abs()
         return torch.where(modulus <= threshold, 0.0, x * (1 - threshold / modulus))
     # x − clamp(x) and not sign(x)·relu(|x| − t): this form gives +0.0 and carries NaN through.
-    return x - x.clamp(-threshold, threshold)
+    limit: Any = threshold  # torch's stubs know clamp for two numbers and for two tensors alone
+    return x - x.clamp(-limit, limit)
 
 
 def prox_elastic_net(

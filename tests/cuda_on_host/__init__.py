@@ -30,7 +30,8 @@ def modules() -> tuple[ModuleType, ModuleType]:
     """``_cuda``, bound to a fake device, and ``_fake_device``."""
     fake, cuda = _load("_fake_device"), _load("_cuda")
     exchange = fake.exchange(torch.Tensor.__dlpack_c_exchange_api__)
-    cuda.bind(exchange, torch.Tensor, torch.nn.Parameter)
+    storage = map(backends._address, backends._STORAGE)
+    cuda.bind(exchange, torch.Tensor, torch.nn.Parameter, *storage)
     return cuda, fake
 
 
