@@ -314,6 +314,26 @@ def test_an_older_pickle_gets_the_options_it_lacks(cls):
     assert again.state[param]["step"] == 2
 
 
+@each_twin
+def test_the_lists_of_a_step_are_filled_in_place_as_torchs(ours, theirs):
+    """torch.compile calls this method by its name, before the step."""
+    filled = []
+    for cls in (ours, theirs):
+        torch.manual_seed(0)
+        params = weights((3,), (4,), (5,))
+        params[1].grad = None
+        optimizer = cls(params, amsgrad=True)
+        lists = ([], [], [], [], [], [])
+        result = optimizer._init_group(optimizer.param_groups[0], *lists)
+        assert result is None or result is False  # a constant
+        assert lists[0][0] is params[0]
+        assert lists[1][1] is params[2].grad
+        assert lists[2][0] is optimizer.state[params[0]]["exp_avg"]
+        filled.append([[tensor.detach() for tensor in tensors] for tensors in lists])
+    torch.testing.assert_close(*filled)
+    assert [len(tensors) for tensors in filled[0]] == [2] * 6
+
+
 # ---- who asks for a class by name -------------------------------------------------------------
 
 
