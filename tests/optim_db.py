@@ -39,8 +39,9 @@ def _entries():
     tree.body = [node for node in tree.body if _defined_name(node) in _WANTED]
     names = {
         "torch": torch, "Parameter": Parameter, "Optimizer": torch.optim.Optimizer,
-        "Enum": enum.Enum, **vars(typing), **vars(lr_scheduler),
+        "Enum": enum.Enum, **vars(typing),
     }  # fmt: skip
+    names |= {name: getattr(lr_scheduler, name) for name in lr_scheduler.__all__}
     names |= {name: ours for name, (ours, _) in TWINS.items()}
     exec(compile(tree, str(path), "exec"), names)
     entries = {}

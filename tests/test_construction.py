@@ -186,6 +186,16 @@ def test_prox_options_are_checked_everywhere(cls, where, name, value, text):
     assert said.startswith(text)
 
 
+@pytest.mark.parametrize("name", ["l1", "l2", "max_shrink"])
+@each_class
+def test_prox_options_that_are_no_numbers_are_type_errors(cls, name):
+    expected = TypeError, f"{name} is '10', expected a number or a one-element tensor."
+    assert error_of(cls, [param(1)], **{name: "10"}) == expected
+    optimizer = cls([param(1)])
+    assert error_of(optimizer.add_param_group, {"params": [param(1)], name: "10"}) == expected
+    assert len(optimizer.param_groups) == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [

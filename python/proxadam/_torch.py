@@ -353,5 +353,5 @@ def _needs_grad(value: _Scalar) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _is_zero(value: _Scalar) -> bool:
-    return not (isinstance(value, Tensor) and not value.is_cpu) and bool(value == 0)
+def _is_zero(value: _Scalar) -> bool | Tensor:
+    return not (isinstance(value, Tensor) and not value.is_cpu) and value == 0

@@ -138,7 +138,7 @@ class ProxAdam(Optimizer):
             _checkpoint.check_state_dtype(group["state_dtype"])
             if group["fused"]:
                 _check_kernel_is_there(group["params"])
-        except (RuntimeError, ValueError):
+        except (RuntimeError, TypeError, ValueError):
             self.param_groups.pop()
             raise
         for device in {param.device for param in group["params"]}:
