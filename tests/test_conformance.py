@@ -123,13 +123,17 @@ def test_paths_are_as_near_to_torchs_as_torch_asks_of_its_own(info, backend, dty
 # ---- where a step leads -----------------------------------------------------------------------
 
 
-@each_info
 @pytest.mark.parametrize("contiguous", [True, False], ids=["whole", "with gaps"])
-@pytest.mark.parametrize("schedule", range(7))
-def test_steps_go_in_the_right_direction(info, any_backend, schedule, contiguous):
+@pytest.mark.parametrize(
+    ("info", "schedulers"),
+    [
+        pytest.param(info, schedulers, id=f"{info.name}-{i}")
+        for info in OPTIM_DB.values()
+        for i, schedulers in enumerate(info.scheduler_inputs)
+    ],
+)
+def test_steps_go_in_the_right_direction(info, any_backend, schedulers, contiguous):
     """In two groups, with each of the schedulers that torch tries."""
-    if schedule >= len(info.scheduler_inputs):
-        schedule = -1
     backend = any_backend
     if backend.is_kernel and not contiguous:
         backend = Backend("auto", device=backend.device)  # fused=True refuses it: test_layout.py
@@ -138,10 +142,10 @@ def test_steps_go_in_the_right_direction(info, any_backend, schedule, contiguous
         first = loss().item()
         groups = [{"params": [weight]}, {"params": [bias], "lr": 0.01}]
         optimizer = info.optim_cls(groups, **options)
-        schedulers = [make(optimizer) for make in info.scheduler_inputs[schedule]]
+        made = [make(optimizer) for make in schedulers]
         for _ in range(20):
             value = optimizer.step(loss)
-            for scheduler in schedulers:
+            for scheduler in made:
                 scheduler.step(*[value.detach()] * isinstance(scheduler, ReduceLROnPlateau))
         grown = loss().item() > first
         assert grown is bool(options.get("maximize"))
@@ -174,8 +178,7 @@ def test_weight_decay_of_a_group_counts_for_it_alone(info, backend):
         for param in (decays, rests):
             param.grad = torch.zeros_like(param)
         optimizer.step()
-        assert (decays.abs() < before[0].abs()).all() or options.get("maximize")
-        assert not torch.equal(decays, before[0])
+        assert (decays.abs() < before[0].abs()).all()
         assert_same_bits(rests, before[1])
 
 
