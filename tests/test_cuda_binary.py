@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import proxadam
 from proxadam import backends
 
-BINARY = next(Path(proxadam.__file__).parent.glob("_cuda.*"), None)
+SPEC = importlib.util.find_spec("proxadam._cuda")
+BINARY = Path(SPEC.origin) if SPEC else None
 # NVIDIA's wheels of the two tools put them here; cuobjdump looks for nvdisasm on PATH.
 WHEELS = [tools for place in sys.path for tools in Path(place).glob("nvidia/*/bin")]
 PATH = ":".join([*map(str, WHEELS), "/usr/local/cuda/bin", "/usr/bin", "/bin"])
