@@ -16,11 +16,12 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import Parameter
 
-from harness import Times, interleave, machine
+from harness import Arm, Times, interleave, machine
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import machine_code
@@ -29,6 +30,7 @@ from cuda_on_host.build import build
 from proxadam import ProxAdamW, backends
 
 THREADS, REGISTERS = 256, 65536  # of a block; of a multiprocessor
+CPU_KERNEL = backends.kernel("cpu")
 TYPES = {"f": "fp32", "d": "fp64", "8bfloat16": "bf16", "7float16": "fp16"}
 
 
@@ -75,6 +77,8 @@ def host_times(count: int, numel: int, rounds: int) -> Times:
         optimizer = ProxAdamW(params, l1=1e-5, fused=True)
         kernel = CpuKernel(on_host)
         arms[name] = lambda o=optimizer, k=kernel: _with(k, o.step)
+    on_cpu = ProxAdamW(params, l1=1e-5, fused=True)
+    arms["the CPU kernel, whole"] = lambda: _with(CPU_KERNEL, on_cpu.step)
     fused = torch.optim.AdamW(params, fused=True)
     group = fused.param_groups[0]
     fused.step()
@@ -82,7 +86,7 @@ def host_times(count: int, numel: int, rounds: int) -> Times:
     return interleave(arms, rounds, warmup=10, label=f"{count}x{numel}")
 
 
-def _with(kernel: CpuKernel, step: object) -> None:
+def _with(kernel: Any, step: Arm) -> None:
     backends.kernel = lambda _: kernel
     step()
 

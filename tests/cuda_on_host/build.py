@@ -47,7 +47,7 @@ def build(directory: Path, sanitize: bool = False, dry: bool = False) -> None:
     if compiler is None:
         raise RuntimeError("no g++ on PATH")
     directory.mkdir(parents=True, exist_ok=True)
-    flags = FLAGS + (["-O0", *SANITIZE] if sanitize else ["-O2"])
+    flags = FLAGS + (["-O0", *SANITIZE] if sanitize else ["-O3", "-DNDEBUG"])
     flags += ["-DPROXADAM_DRY_LAUNCH"] if dry else []
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
 
