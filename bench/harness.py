@@ -42,15 +42,49 @@ class Times:
         return statistics.median(b / a for b, a in pairs)
 
 
-def interleave(arms: dict[str, Arm], rounds: int, warmup: int, label: str) -> Times:
-    """Call every arm once a round, in random order: what ran before fills the caches."""
+def host_clock(arm: Arm) -> float:
+    """Seconds until a call returns; a device is idle before it, and may go on after it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    arm()
+    return time.perf_counter() - begin
+
+
+def device_clock(calls: int) -> Callable[[Arm], float]:
+    """A clock of the device's own time a call, over ``calls`` of them without a gap.
+
+    The device pauses until the host has queued them all: what is timed has no launch in it.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def clock(arm: Arm) -> float:
+        pause = 3 * calls * host_clock(arm) + 1e-4
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(pause * 2e9))  # cycles, at no more than 2 GHz
+        begin.record()
+        for _ in range(calls):
+            arm()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3 / calls
+
+    return clock
+
+
+def interleave(
+    arms: dict[str, Arm],
+    rounds: int,
+    warmup: int,
+    label: str,
+    clock: Callable[[Arm], float] = host_clock,
+) -> Times:
+    """Time every arm once a round, in random order: what ran before fills the caches."""
     order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for i in tqdm(range(warmup + rounds), desc=label, leave=False, disable=None):
         for name in order.sample(list(arms), len(arms)):
-            begin = time.perf_counter()
-            arms[name]()
-            elapsed = time.perf_counter() - begin
+            elapsed = clock(arms[name])
             if i >= warmup:
                 seconds[name].append(elapsed)
     return Times(seconds)
@@ -73,6 +107,23 @@ def machine() -> dict[str, object]:
         "proxadam": proxadam.__version__,
         "proxadam_cpu_capability": kernel.capability() if kernel else None,
         "commit": _commit(),
+        **(_gpu() if torch.cuda.is_available() else {}),
+    }
+
+
+def _gpu() -> dict[str, object]:
+    ask = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem"]
+    answer = _output([*ask, "--format=csv,noheader"])
+    driver, *clocks = answer.split(", ") if answer else ["unknown"]
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "gpu_memory_GB": round(properties.total_memory / 1e9),
+        "multiprocessors": properties.multi_processor_count,
+        "driver": driver,
+        "max_clocks": clocks,
+        "torch_cuda": torch.version.cuda,
+        "proxadam_cuda": backends.reason_for_fallback("cuda") or "kernel ready",
     }
 
 
@@ -88,8 +139,13 @@ def _read(path: str) -> str:
 
 
 def _commit() -> str:
+    """The commit, or where there is no git what PROXADAM_COMMIT says that it is."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return _output(git) or os.environ.get("PROXADAM_COMMIT", "unknown")
+
+
+def _output(command: list[str]) -> str:
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return ""

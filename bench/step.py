@@ -2,272 +2,34 @@
 
     python bench/step.py                          # every case: some minutes, 6 GB of memory
     python bench/step.py --small --check          # a minute; exits non-zero where a goal is missed
+    python bench/step.py --device cuda            # on a GPU with 40 GB; --small with 8
     python bench/step.py --json bench/results/NAME.json
 
 Every arm of a case works on the very same tensors, so that none has luckier memory. Bytes are
 counted, not measured: a step reads param, grad and both moments and writes all but the gradient,
-7 numbers a weight; in-place scaling reads and writes one, and its bandwidth is the ceiling.
+7 numbers a weight. The ceiling is the bandwidth of scaling in place, and on a GPU of a copy.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
-import itertools
 import json
-import math
 import sys
-import tempfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
-from torch.nn import Parameter, ParameterList
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
-from harness import Arm, Times, interleave, machine
-from proxadam import ProxAdamW, is_built
-
-LR, L1, L2 = 1e-7, 1e-5, 1e-4
-DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
-GPT2_SMALL = [(50257, 768), (1024, 768)] + 12 * [
-    (768,), (768,), (768, 2304), (2304,), (768, 768), (768,),
-    (768,), (768,), (768, 3072), (3072,), (3072, 768), (768,),
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """A list of parameters; ``slow`` adds the arms of torch's and our torch-op paths."""
-
-    name: str
-    shapes: list[tuple[int, ...]]
-    dtype: str
-    slow: bool = False
-    host: bool = False  # what is timed is the work around the kernel
-    sharded: bool = False  # by FSDP2, over one process: DTensors with nothing to wait for
-    scaled: bool = False  # with the arms of GradScaler.step
-
-    @property
-    def label(self) -> str:
-        """Name and dtype, as goals refer to it."""
-        return f"{self.name} {self.dtype}"
-
-    @property
-    def numel(self) -> int:
-        """Weights in all."""
-        return sum(math.prod(shape) for shape in self.shapes)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """``arm`` is at least ``least`` times as fast as ``base``; with ``bytes_``, moves bytes so."""
-
-    case: str
-    arm: str
-    base: str
-    least: float
-    bytes_: bool = False
-
-    @property
-    def text(self) -> str:
-        """The goal in words."""
-        unit = "bytes/s" if self.bytes_ else "speed"
-        return f"{self.case}: {unit} of {self.arm!r} ÷ {self.base!r} ≥ {self.least:g}"
-
-
-def cases(small: bool) -> list[Case]:
-    """The full list, or one that fits a busy machine with two cores."""
-    one = (1 << 22,) if small else (1 << 26,)
-    name = "1x4Mi" if small else "1x64Mi"
-    odd = [(1,), (3,), (17, 31), (1023,), (65_537,), (1_000_003,), (3, 1_111_117)]
-    listed = [
-        Case(name, [one], "fp32", slow=True, scaled=True),
-        Case(name, [one], "bf16"),
-        Case("1000x1024", [(1024,)] * 1000, "fp32", scaled=True),
-        Case("1000x1024 FSDP2", [(1024,)] * 1000, "fp32", sharded=True),
-        Case("200x100", [(100,)] * 200, "fp32"),
-        Case("1000x1", [(1,)] * 1000, "fp32", host=True),
-    ]
-    if small:
-        return listed
-    return [
-        *listed,
-        Case(name, [one], "fp16"),
-        Case(name, [one], "fp64"),
-        Case("gpt2-small", GPT2_SMALL, "fp32"),
-        Case("gpt2-small", GPT2_SMALL, "bf16"),
-        Case("odd", odd, "fp32"),
-        Case("odd", odd, "bf16"),
-        Case("1000x1024", [(1024,)] * 1000, "bf16"),
-    ]
-
-
-def goals(small: bool) -> list[Goal]:
-    """What ``--check`` holds the results to: the goals, or, small, floors that noise leaves."""
-    fp32, bf16 = ("1x4Mi fp32", "1x4Mi bf16") if small else ("1x64Mi fp32", "1x64Mi bf16")
-    shrink = " + softshrink"
-    listed = [  # case, arm, base, goal, floor
-        (fp32, "ours", "scale", 0.85, None),
-        (fp32, "ours", "torch fused", 1.05, 0.4),
-        (fp32, "ours", "torch fused" + shrink, 1.25, 0.5),
-        (fp32, "ours", "torch default" + shrink, 2.5, 1.2),
-        (bf16, "ours", "torch fused", 1.0, 0.3),
-        ("1000x1024 fp32", "ours", "torch fused", 6, 1.0),
-        ("200x100 fp32", "ours", "torch fused", 10, 1.2),
-        ("1000x1024 FSDP2 fp32", "ours", "torch fused", 2, 1.0),
-        (fp32, "ours", "ours, l1=l2=0", 1 / 1.03, 0.4),
-        ("1000x1 fp32", "ours", "torch _init_group", 1 / 1.2, 0.25),
-        (fp32, "ours on loop", "torch default" + shrink, 0.8, 0.25),
-        (fp32, "ours on foreach", "torch foreach" + shrink, 0.8, 0.25),
-    ]
-    return [
-        Goal(case, arm, base, floor if small else goal, bytes_=base == "scale")
-        for case, arm, base, goal, floor in listed
-        if not small or floor is not None
-    ]
-
-
-# ---- arms -------------------------------------------------------------------------------------
-
-
-class Tensors:
-    """The parameters of a case with gradients and state in mid-run, shared by all of its arms."""
-
-    def __init__(self, case: Case) -> None:
-        torch.manual_seed(0)
-        dtype = DTYPES[case.dtype]
-        self.params = [Parameter(torch.randn(shape).to(dtype)) for shape in case.shapes]
-        for param in self.params:
-            param.grad = torch.randn(param.shape).mul_(0.01).to(dtype)
-        self.state = {
-            param: {
-                "step": torch.tensor(100.0),
-                "exp_avg": torch.randn(param.shape).mul_(0.01).to(dtype),
-                "exp_avg_sq": torch.rand(param.shape).add_(0.1).mul_(1e-4).to(dtype),
-            }
-            for param in self.params
-        }
-        if case.sharded:
-            self._shard()
-
-    def _shard(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-        from torch.distributed.tensor import distribute_tensor
-
-        whole, mesh = self.params, _mesh_of_one()
-        self.params = list(fully_shard(ParameterList(whole), mesh=mesh).parameters())
-        shard = functools.partial(distribute_tensor, device_mesh=mesh)
-        states = [self.state[param] for param in whole]
-        self.state = {}
-        for param, old, state in zip(self.params, whole, states, strict=True):
-            param.grad = shard(old.grad, placements=param.placements)
-            moments = {k: shard(state[k], placements=param.placements) for k in list(state)[1:]}
-            self.state[param] = {"step": state["step"], **moments}
-
-    def optimizer(self, cls: type[Optimizer], **options: object) -> Optimizer:
-        """An optimizer over these tensors, its state set to the shared one."""
-        optimizer = cls(self.params, lr=LR, **options)  # type: ignore[call-arg]
-        for param, state in self.state.items():
-            optimizer.state[param] = dict(state)
-        return optimizer
-
-    def softshrink(self) -> None:
-        """The cheapest separate L1 step torch has: one pass, in place."""
-        for param in self.params:
-            torch._C._nn.softshrink(param.data, LR * L1, out=param.data)
-
-    def scale(self) -> None:
-        """The ceiling: one array read and written."""
-        for param in self.params:
-            param.data.mul_(1.0)
-
-
-def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
-    """What is timed, by name."""
-    prox = {"l1": L1, "l2": L2}
-
-    def then_softshrink(step: Arm) -> Arm:
-        return lambda: (step(), tensors.softshrink())
-
-    ours = tensors.optimizer(ProxAdamW, **prox)
-    fused = tensors.optimizer(AdamW, fused=True)
-    default = tensors.optimizer(AdamW)
-    found: dict[str, Arm] = {"ours": ours.step, "ours again": ours.step}
-    if case.host:
-        group = default.param_groups[0]
-        found["torch _init_group"] = lambda: default._init_group(group, [], [], [], [], [], [])
-        return found
-    if case.sharded:
-        return found | {"torch fused": fused.step}
-    found |= {
-        "ours, l1=l2=0": tensors.optimizer(ProxAdamW).step,
-        "torch fused": fused.step,
-        "torch fused + softshrink": then_softshrink(fused.step),
-        "scale": tensors.scale,
-    }
-    if case.slow:
-        foreach = tensors.optimizer(AdamW, foreach=True)
-        on_loop = tensors.optimizer(ProxAdamW, fused=False, foreach=False, **prox)
-        on_foreach = tensors.optimizer(ProxAdamW, foreach=True, **prox)
-        found |= {
-            "torch default": default.step,
-            "torch default + softshrink": then_softshrink(default.step),
-            "torch foreach": foreach.step,
-            "torch foreach + softshrink": then_softshrink(foreach.step),
-            "ours on loop": on_loop.step,
-            "ours on foreach": on_foreach.step,
-        }
-    if case.scaled:
-        found |= {
-            "ours, scaler": scaled(tensors.optimizer(ProxAdamW, fused=True, **prox)),
-            "torch fused, scaler": scaled(fused),
-        }
-    return found
-
-
-def scaled(optimizer: Optimizer) -> Arm:
-    """A step through GradScaler, which looks for overflows; the optimizer itself unscales.
-
-    The scale goes to and fro between 2 and ½, so that gradients divided by it stay what they are.
-    """
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    scaler.scale(torch.ones(()))  # makes the scale
-    scales = itertools.cycle((0.5, 2.0))
-
-    def step() -> None:
-        scaler.step(optimizer)
-        scaler.update(next(scales))
-
-    return step
-
-
-def bytes_moved(case: Case, arm: str) -> int:
-    """Counted bytes of one call: 7 numbers a weight, 2 for the ceiling, 10 under a scaler.
-
-    The scaler's search for overflows reads and writes the gradient, and so does unscaling it.
-    """
-    numbers = 2 if arm == "scale" else 10 if arm.endswith("scaler") else 7
-    return case.numel * DTYPES[case.dtype].itemsize * numbers
-
-
-@functools.cache
-def _mesh_of_one() -> DeviceMesh:
-    """The devices of a distributed run that has this process alone."""
-    meeting = Path(tempfile.mkdtemp()) / "meeting"
-    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=0, world_size=1)
-    return init_device_mesh("cpu", (1,))
-
+import on_cpu
+import on_cuda
+from cases import L1, L2, LR, Case, Goal, Tensors
+from harness import Times, machine
+from proxadam import ProxAdamW, backends
 
 # ---- numerics ---------------------------------------------------------------------------------
 
@@ -280,34 +42,40 @@ def verify(case: Case) -> None:
     """
     oracle = _load("oracle").oracle_step
     tolerances = _load("tolerances")
-    few = Case(case.name, case.shapes[:3], case.dtype, sharded=case.sharded)
+    few = replace(case, shapes=case.shapes[:3])
     tensors = Tensors(few)
+    state_dtype = torch.float32 if case.wide else None
     before = [_arrays(param, tensors.state[param]) for param in tensors.params]
-    tensors.optimizer(ProxAdamW, l1=L1, l2=L2).step()
+    tensors.optimizer(ProxAdamW, l1=L1, l2=L2, state_dtype=state_dtype).step()
     for i, (param, arrays) in enumerate(zip(tensors.params, before, strict=True)):
         new, *_, scale = oracle(
             *arrays, None, 101, lr=LR, l1=L1, l2=L2, weight_decay=1e-2, decoupled_weight_decay=True
         )
         try:
             what = f"{case.label}, parameter {i}"
-            tolerances.assert_close(_local(param), new, scale, param.dtype, what)
+            tolerances.assert_close(_ends(param), new, scale, param.dtype, what)
         except AssertionError as wrong:
             sys.exit(f"numerics are wrong, so nothing is timed: {wrong}")
+    if case.wide:
+        return  # torch has no such step
     ours, theirs = Tensors(few), Tensors(few)
     ours.optimizer(ProxAdamW).step()
     theirs.optimizer(AdamW, fused=True).step()
     for a, b in zip(ours.params, theirs.params, strict=True):
-        if not torch.allclose(_local(a), _local(b), rtol=4 * torch.finfo(a.dtype).eps, atol=LR):
+        if not torch.allclose(_ends(a), _ends(b), rtol=4 * torch.finfo(a.dtype).eps, atol=LR):
             sys.exit(f"{case.label}: with l1 = l2 = 0 our step is not torch's, nothing is timed")
 
 
 def _arrays(param: Tensor, state: dict[str, Tensor]) -> list:
     tensors = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
-    return [_local(t).double().numpy().copy() for t in tensors]
+    return [_ends(t).double().numpy() for t in tensors]
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+def _ends(tensor: Tensor, most: int = 1 << 20) -> Tensor:
+    """A copy on the host; of a large tensor, of its first and last elements."""
+    flat = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach().view(-1)
+    parts = [flat] if flat.numel() <= 2 * most else [flat[:most], flat[-most:]]
+    return torch.cat(parts).cpu().clone()
 
 
 def _load(name: str) -> ModuleType:
@@ -321,6 +89,11 @@ def _load(name: str) -> ModuleType:
 # ---- report -----------------------------------------------------------------------------------
 
 
+def suite(case: Case) -> ModuleType:
+    """Where the case comes from."""
+    return on_cuda if case.device == "cuda" else on_cpu
+
+
 def table(case: Case, times: Times) -> str:
     """The arms of a case, in the order in which they were first timed."""
     unit, factor = ("ms", 1e3) if times.median("ours") > 1e-3 else ("µs", 1e6)
@@ -330,7 +103,7 @@ def table(case: Case, times: Times) -> str:
     ]
     for arm in times.seconds:
         median, (low, high) = times.median(arm), times.spread(arm)
-        rate = "" if case.host else f"{bytes_moved(case, arm) / median / 1e9:.1f}"
+        rate = "" if case.host else f"{suite(case).bytes_moved(case, arm) / median / 1e9:.1f}"
         ratio = "" if arm == "ours" else f"{times.ratio('ours', arm):.2f} ×"
         lines.append(
             f"  {arm:28}{median * factor:9.2f}{low * factor:9.2f}{high * factor:9.2f}"
@@ -343,7 +116,8 @@ def judge(goal: Goal, case: Case, times: Times) -> tuple[bool, str]:
     """Whether a goal is met, and a line that says so."""
     got = times.ratio(goal.arm, goal.base)
     if goal.bytes_:
-        got *= bytes_moved(case, goal.arm) / bytes_moved(case, goal.base)
+        counted = suite(case).bytes_moved
+        got *= counted(case, goal.arm) / counted(case, goal.base)
     met = got >= goal.least
     noise = abs(times.ratio("ours", "ours again") - 1)
     doubt = " (within the noise)" if abs(got / goal.least - 1) <= 2 * noise else ""
@@ -352,9 +126,11 @@ def judge(goal: Goal, case: Case, times: Times) -> tuple[bool, str]:
 
 def as_json(case: Case, times: Times) -> dict[str, object]:
     """One case for ``--json``."""
+    counted = suite(case).bytes_moved
     return {
         "case": case.name,
-        "dtype": case.dtype,
+        "dtype": case.dtype + (", fp32 state" if case.wide else ""),
+        "clock": "host" if case.host or case.device == "cpu" else "device",
         "weights": case.numel,
         "tensors": len(case.shapes),
         "arms": {
@@ -362,7 +138,7 @@ def as_json(case: Case, times: Times) -> dict[str, object]:
                 "median_s": times.median(arm),
                 "p10_s": times.spread(arm)[0],
                 "p90_s": times.spread(arm)[1],
-                "GB_per_s": None if case.host else bytes_moved(case, arm) / times.median(arm) / 1e9,
+                "GB_per_s": None if case.host else counted(case, arm) / times.median(arm) / 1e9,
                 "ours_is_times_faster": times.ratio("ours", arm),
             }
             for arm in times.seconds
@@ -373,6 +149,7 @@ def as_json(case: Case, times: Times) -> dict[str, object]:
 def main() -> None:
     """Verify, time, report; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--small", action="store_true", help="small sizes, for a busy machine")
     parser.add_argument("--check", action="store_true", help="exit 1 naming each goal missed")
     parser.add_argument("--only", default="", help="run the cases whose label contains this")
@@ -384,21 +161,24 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     about = machine()
     print("\n".join(f"{key:26}{value}" for key, value in about.items()), "\n")
-    if not is_built("cpu"):
-        print("the CPU kernel is not built: 'ours' runs on torch ops\n")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("skipped: no device")
+    reason = backends.reason_for_fallback(args.device)
+    if reason:
+        print(f"'ours' runs on torch ops: {reason}\n")
 
     results, verdicts = [], []
-    for case in cases(args.small):
+    chosen = on_cuda if args.device == "cuda" else on_cpu
+    for case in chosen.cases(args.small):
         if args.only not in case.label:
             continue
         verify(case)
         tensors = Tensors(case)
-        rounds = args.rounds or max(15, min(300, int(3e8 / (case.numel + 1e6))))
-        times = interleave(arms(case, tensors), rounds, warmup=5, label=case.label)
+        times = chosen.measure(case, tensors, args.rounds)
         print(table(case, times), "\n", flush=True)
         results.append(as_json(case, times))
         verdicts += [
-            judge(goal, case, times) for goal in goals(args.small) if goal.case == case.label
+            judge(goal, case, times) for goal in chosen.goals(args.small) if goal.case == case.label
         ]
     for _, line in verdicts:
         print(line)

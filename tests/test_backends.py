@@ -35,6 +35,22 @@ def test_native_build_is_there_where_it_is_demanded():
     assert "cpu" in available_backends()
 
 
+@pytest.mark.skipif(
+    os.environ.get("PROXADAM_CUDA") != "ON", reason="the CUDA build is not demanded here"
+)
+def test_cuda_build_is_there_where_it_is_demanded():
+    assert is_built("cuda")
+
+
+def test_a_cuda_build_without_a_gpu_says_so():
+    if not is_built("cuda") or torch.cuda.is_available():
+        pytest.skip("needs the CUDA kernel and no GPU")
+    assert "cuda" not in available_backends()
+    reason = backends.reason_for_fallback("cuda")
+    assert reason.startswith("the cuda kernel is built, and torch ")
+    assert reason.endswith(" sees no CUDA device here")
+
+
 def test_report(capsys):
     __main__.main()
     report = capsys.readouterr().out

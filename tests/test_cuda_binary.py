@@ -5,19 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import proxadam
+from machine_code import BINARY, CUOBJDUMP, cuobjdump, instructions, loops
 from proxadam import backends
-
-BINARY = next(Path(proxadam.__file__).parent.glob("_cuda.*"), None)
-# NVIDIA's wheels of the two tools put them here; cuobjdump looks for nvdisasm on PATH.
-WHEELS = [tools for place in sys.path for tools in Path(place).glob("nvidia/*/bin")]
-PATH = ":".join([*map(str, WHEELS), "/usr/local/cuda/bin", "/usr/bin", "/bin"])
-CUOBJDUMP = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=PATH)
 
 pytestmark = [
     pytest.mark.skipif(BINARY is None, reason="built without the CUDA kernel"),
@@ -25,27 +17,9 @@ pytestmark = [
 ]
 
 
-def cuobjdump(*options: str) -> str:
-    done = subprocess.run(
-        [CUOBJDUMP, *options, str(BINARY)], capture_output=True, text=True, env={"PATH": PATH}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def kernels() -> dict[tuple[str, str], list[str]]:
-    """Instructions of every kernel, by architecture and mangled name."""
-    found: dict[tuple[str, str], list[str]] = {}
-    arch = ""
-    for line in cuobjdump("-sass").splitlines():
-        if line.startswith("arch = "):
-            arch = line.removeprefix("arch = ")
-        elif "Function : " in line:
-            instructions = found.setdefault((arch, line.split(" : ")[1]), [])
-        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/", line):
-            instructions.append(line.split("*/")[1].strip())
-    return found
+def kernels():
+    return instructions()
 
 
 def main_kernels(kernels):
@@ -73,17 +47,20 @@ def test_no_register_is_spilled(kernels):
     spilling = {
         key: len(local)
         for key, code in kernels.items()
-        if (local := [i for i in code if re.search(r"\b(LDL|STL)\b", i)])
+        if (local := [text for _, text in code if re.search(r"\b(LDL|STL)\b", text)])
     }
     assert not spilling
 
 
 def test_every_main_loop_moves_16_bytes_at_a_time(kernels):
-    """Four updates in a kernel, each of which reads four buffers or more and writes three."""
+    """A loop for each of the four updates: it reads four buffers or more and writes three."""
     for key, code in main_kernels(kernels).items():
-        loads, stores = (sum(f"{op}.E.128" in i for i in code) for op in ("LDG", "STG"))
-        assert loads >= 16, key
-        assert stores >= 15, key  # one update does not write the parameter
+        found = loops(code)
+        assert len(found) == 4, key
+        for body in found:
+            assert sum("LDG.E.128" in text for text in body) >= 4, key
+            assert sum("STG.E.128" in text for text in body) >= 3, key
+            assert not any(re.search(r"\b(LDG|STG)\.E(\.64|\.U16)?\b(?!\.128)", t) for t in body)
 
 
 def test_the_module_is_small():

@@ -82,7 +82,8 @@ bool goes_with(ScalarType param, ScalarType type) {
 
 // A vector access to an element that lies across two would be one to the wrong place.
 bool is_whole(const DLTensor& t) {
-  return reinterpret_cast<std::uintptr_t>(t.data) % (t.dtype.bits / 8) == 0;
+  const std::uintptr_t bytes = t.dtype.bits / 8;  // a power of two
+  return (reinterpret_cast<std::uintptr_t>(t.data) & (bytes - 1)) == 0;
 }
 
 // Memory that the step writes, and the parameter on whose behalf.

@@ -65,7 +65,7 @@ def step(
 
 def _plan(
     groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | None
-) -> tuple[list[Any], list[tuple[Group, list[int]]]]:
+) -> tuple[list[Any], list[tuple[Group, Sequence[int]]]]:
     """Hand the groups to the kernels of the devices that they are on.
 
     Returns:
@@ -74,7 +74,7 @@ def _plan(
         steps at once.
     """
     plans: list[Any] = []
-    left = [(group, list(range(len(group.params)))) for group in groups]
+    left: list[tuple[Group, Sequence[int]]] = [(g, range(len(g.params))) for g in groups]
     tried: list[str] = []
     while device_type := _first_device_type(left, tried):
         tried.append(device_type)
@@ -90,7 +90,7 @@ def _plan(
     return plans, left
 
 
-def _first_device_type(left: list[tuple[Group, list[int]]], tried: list[str]) -> str | None:
+def _first_device_type(left: list[tuple[Group, Sequence[int]]], tried: list[str]) -> str | None:
     for group, indices in left:
         for i in indices:
             device_type = group.params[i].device.type

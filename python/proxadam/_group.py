@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +56,7 @@ class Group:
         """The lists of parameter-shaped tensors, in the order of the fields."""
         return (self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
 
-    def take(self, indices: list[int]) -> Group:
+    def take(self, indices: Sequence[int]) -> Group:
         """The same options over some of the parameters."""
         lists = {name: getattr(self, name) for name in _LISTS}
         taken: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Compile csrc/cuda for the host: ``python build.py DIRECTORY [--sanitize]``.
+"""Compile csrc/cuda for the host: ``python build.py DIRECTORY [--sanitize | --dry]``.
 
 Makes the module ``_cuda`` out of the sources that nvcc compiles, with the cuda_runtime.h beside
 this file in place of NVIDIA's, and the module ``_fake_device`` that feeds it CPU tensors.
@@ -37,8 +37,8 @@ FLAGS = [
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 
-def build(directory: Path, sanitize: bool = False) -> None:
-    """Compile both modules into ``directory``.
+def build(directory: Path, sanitize: bool = False, dry: bool = False) -> None:
+    """Compile both modules into ``directory``; ``dry`` ones launch nothing.
 
     Raises:
         RuntimeError: the compiler is missing, or does not compile; with what it says.
@@ -47,7 +47,8 @@ def build(directory: Path, sanitize: bool = False) -> None:
     if compiler is None:
         raise RuntimeError("no g++ on PATH")
     directory.mkdir(parents=True, exist_ok=True)
-    flags = FLAGS + (["-O0", *SANITIZE] if sanitize else ["-O2"])
+    flags = FLAGS + (["-O0", *SANITIZE] if sanitize else ["-O3", "-DNDEBUG"])
+    flags += ["-DPROXADAM_DRY_LAUNCH"] if dry else []
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
 
     def run(*command: object) -> None:
@@ -70,5 +71,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--dry", action="store_true", help="launches do nothing, to time the host")
     arguments = parser.parse_args()
-    build(arguments.directory, arguments.sanitize)
+    build(arguments.directory, arguments.sanitize, arguments.dry)

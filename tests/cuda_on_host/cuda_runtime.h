@@ -15,7 +15,11 @@
 #include <thread>
 #include <vector>
 
+#ifdef PROXADAM_DRY_LAUNCH
+#define CUDART_VERSION 13000
+#else
 #define CUDART_VERSION 12000  // of before the large tables: half the kernels to compile
+#endif
 
 #define __global__
 #define __device__
@@ -157,7 +161,9 @@ template <typename... Expected, typename... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...),
                                Actual&&... arguments) {
   if (config->stream != kCurrentStream) return cudaErrorInvalidResourceHandle;
+#ifndef PROXADAM_DRY_LAUNCH
   if (!on_host::team) on_host::team = new on_host::Team(config->blockDim.x);
   on_host::team->run(config->gridDim.x, [&] { kernel(arguments...); });
-  return cudaSuccess;
+#endif
+  return kernel ? cudaSuccess : cudaErrorInvalidResourceHandle;
 }

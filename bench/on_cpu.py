@@ -1,0 +1,144 @@
+"""The cases, arms and goals of bench/step.py on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch.optim import AdamW, Optimizer
+
+from cases import DTYPES, L1, L2, Case, Goal, Tensors
+from harness import Arm, Times, interleave
+from proxadam import ProxAdamW
+
+GPT2_SMALL = [(50257, 768), (1024, 768)] + 12 * [
+    (768,), (768,), (768, 2304), (2304,), (768, 768), (768,),
+    (768,), (768,), (768, 3072), (3072,), (3072, 768), (768,),
+]  # fmt: skip
+
+
+def cases(small: bool) -> list[Case]:
+    """The full list, or one that fits a busy machine with two cores."""
+    one = (1 << 22,) if small else (1 << 26,)
+    name = "1x4Mi" if small else "1x64Mi"
+    odd = [(1,), (3,), (17, 31), (1023,), (65_537,), (1_000_003,), (3, 1_111_117)]
+    listed = [
+        Case(name, [one], "fp32", slow=True, scaled=True),
+        Case(name, [one], "bf16"),
+        Case("1000x1024", [(1024,)] * 1000, "fp32", scaled=True),
+        Case("1000x1024 FSDP2", [(1024,)] * 1000, "fp32", sharded=True),
+        Case("200x100", [(100,)] * 200, "fp32"),
+        Case("1000x1", [(1,)] * 1000, "fp32", host=True),
+    ]
+    if small:
+        return listed
+    return [
+        *listed,
+        Case(name, [one], "fp16"),
+        Case(name, [one], "fp64"),
+        Case("gpt2-small", GPT2_SMALL, "fp32"),
+        Case("gpt2-small", GPT2_SMALL, "bf16"),
+        Case("odd", odd, "fp32"),
+        Case("odd", odd, "bf16"),
+        Case("1000x1024", [(1024,)] * 1000, "bf16"),
+    ]
+
+
+def goals(small: bool) -> list[Goal]:
+    """What ``--check`` holds the results to: the goals, or, small, floors that noise leaves."""
+    fp32, bf16 = ("1x4Mi fp32", "1x4Mi bf16") if small else ("1x64Mi fp32", "1x64Mi bf16")
+    shrink = " + softshrink"
+    listed = [  # case, arm, base, goal, floor
+        (fp32, "ours", "scale", 0.85, None),
+        (fp32, "ours", "torch fused", 1.05, 0.4),
+        (fp32, "ours", "torch fused" + shrink, 1.25, 0.5),
+        (fp32, "ours", "torch default" + shrink, 2.5, 1.2),
+        (bf16, "ours", "torch fused", 1.0, 0.3),
+        ("1000x1024 fp32", "ours", "torch fused", 6, 1.0),
+        ("200x100 fp32", "ours", "torch fused", 10, 1.2),
+        ("1000x1024 FSDP2 fp32", "ours", "torch fused", 2, 1.0),
+        (fp32, "ours", "ours, l1=l2=0", 1 / 1.03, 0.4),
+        ("1000x1 fp32", "ours", "torch _init_group", 1 / 1.2, 0.25),
+        (fp32, "ours on loop", "torch default" + shrink, 0.8, 0.25),
+        (fp32, "ours on foreach", "torch foreach" + shrink, 0.8, 0.25),
+    ]
+    return [
+        Goal(case, arm, base, floor if small else goal, bytes_=base == "scale")
+        for case, arm, base, goal, floor in listed
+        if not small or floor is not None
+    ]
+
+
+def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
+    """What is timed, by name."""
+    prox = {"l1": L1, "l2": L2}
+
+    def then_softshrink(step: Arm) -> Arm:
+        return lambda: (step(), tensors.softshrink())
+
+    ours = tensors.optimizer(ProxAdamW, **prox)
+    fused = tensors.optimizer(AdamW, fused=True)
+    default = tensors.optimizer(AdamW)
+    found: dict[str, Arm] = {"ours": ours.step, "ours again": ours.step}
+    if case.host:
+        group = default.param_groups[0]
+        found["torch _init_group"] = lambda: default._init_group(group, [], [], [], [], [], [])
+        return found
+    if case.sharded:
+        return found | {"torch fused": fused.step}
+    found |= {
+        "ours, l1=l2=0": tensors.optimizer(ProxAdamW).step,
+        "torch fused": fused.step,
+        "torch fused + softshrink": then_softshrink(fused.step),
+        "scale": tensors.scale,
+    }
+    if case.slow:
+        foreach = tensors.optimizer(AdamW, foreach=True)
+        on_loop = tensors.optimizer(ProxAdamW, fused=False, foreach=False, **prox)
+        on_foreach = tensors.optimizer(ProxAdamW, foreach=True, **prox)
+        found |= {
+            "torch default": default.step,
+            "torch default + softshrink": then_softshrink(default.step),
+            "torch foreach": foreach.step,
+            "torch foreach + softshrink": then_softshrink(foreach.step),
+            "ours on loop": on_loop.step,
+            "ours on foreach": on_foreach.step,
+        }
+    if case.scaled:
+        found |= {
+            "ours, scaler": scaled(tensors.optimizer(ProxAdamW, fused=True, **prox)),
+            "torch fused, scaler": scaled(fused),
+        }
+    return found
+
+
+def scaled(optimizer: Optimizer) -> Arm:
+    """A step through GradScaler, which looks for overflows; the optimizer itself unscales.
+
+    The scale goes to and fro between 2 and ½, so that gradients divided by it stay what they are.
+    """
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(torch.ones(()))  # makes the scale
+    scales = itertools.cycle((0.5, 2.0))
+
+    def step() -> None:
+        scaler.step(optimizer)
+        scaler.update(next(scales))
+
+    return step
+
+
+def bytes_moved(case: Case, arm: str) -> int:
+    """Counted bytes of one call: 7 numbers a weight, 2 for the ceiling, 10 under a scaler.
+
+    The scaler's search for overflows reads and writes the gradient, and so does unscaling it.
+    """
+    if arm == "scale" or arm.endswith("scaler"):
+        return case.numel * DTYPES[case.dtype].itemsize * (2 if arm == "scale" else 10)
+    return case.step_bytes
+
+
+def measure(case: Case, tensors: Tensors, rounds: int) -> Times:
+    """Seconds of each arm's calls."""
+    rounds = rounds or max(15, min(300, int(3e8 / (case.numel + 1e6))))
+    return interleave(arms(case, tensors), rounds, warmup=5, label=case.label)

@@ -1,0 +1,69 @@
+"""The machine code in the module _cuda, read with NVIDIA's cuobjdump; no GPU is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SPEC = importlib.util.find_spec("proxadam._cuda")
+BINARY = Path(SPEC.origin) if SPEC else None
+# NVIDIA's wheels of the two tools put them here; cuobjdump looks for nvdisasm on PATH.
+WHEELS = [tools for place in sys.path for tools in Path(place).glob("nvidia/*/bin")]
+PATH = ":".join([*map(str, WHEELS), "/usr/local/cuda/bin", "/usr/bin", "/bin"])
+CUOBJDUMP = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=PATH)
+
+
+def cuobjdump(*options: str) -> str:
+    """What the tool says of the module.
+
+    Raises:
+        RuntimeError: with its error.
+    """
+    command = [CUOBJDUMP, *options, str(BINARY)]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": PATH})
+    if done.returncode != 0:
+        raise RuntimeError(f"{command} fails: {done.stderr}")
+    return done.stdout
+
+
+def instructions() -> dict[tuple[str, str], list[tuple[int, str]]]:
+    """(address, instruction) of every kernel, by architecture and mangled name."""
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    arch, code = "", []
+    for line in cuobjdump("-sass").splitlines():
+        if line.startswith("arch = "):
+            arch = line.removeprefix("arch = ")
+        elif "Function : " in line:
+            code = found.setdefault((arch, line.split(" : ")[1]), [])
+        elif match := re.match(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", line):
+            code.append((int(match[1], 16), match[2]))
+    return found
+
+
+def registers() -> dict[tuple[str, str], int]:
+    """Registers a thread of every kernel, by architecture and mangled name."""
+    found, arch, name = {}, "", ""
+    for line in cuobjdump("-res-usage").splitlines():
+        if line.startswith("arch = "):
+            arch = line.removeprefix("arch = ")
+        elif match := re.match(r" Function (\S+):", line):
+            name = match[1]
+        elif match := re.match(r"\s+REG:(\d+)", line):
+            found[arch, name] = int(match[1])
+    return found
+
+
+def loops(code: list[tuple[int, str]]) -> list[list[str]]:
+    """The bodies of the loops that move 16 bytes at a time."""
+    bodies = []
+    for address, instruction in code:
+        target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
+        if target and int(target[1], 16) < address:
+            body = [text for at, text in code if int(target[1], 16) <= at <= address]
+            if any("LDG.E.128" in text for text in body):
+                bodies.append(body)
+    return bodies
