@@ -4,7 +4,10 @@
 #include <array>      // for array
 #include <stdexcept>  // for invalid_argument, runtime_error
 #include <string>     // for string, to_string
-#include <utility>    // for move, pair
+#include <utility>    // for move
+
+#include "overlap.h"      // for Extent, extent_of, overlapping
+#include "tensor_view.h"  // for is_dense, numel, same_layout, ...
 
 namespace proxadam {
 namespace {
@@ -19,104 +22,6 @@ bool flag(py::handle group, const char* name) {
   const int truth = PyObject_IsTrue(py::object(group.attr(name)).ptr());
   if (truth < 0) throw py::error_already_set();
   return truth;
-}
-
-bool scalar_type(const DLDataType& dtype, ScalarType& out) {
-  if (dtype.lanes != 1) return false;
-  if (dtype.code == kDLBfloat && dtype.bits == 16) return out = ScalarType::kBFloat16, true;
-  if (dtype.code != kDLFloat) return false;
-  if (dtype.bits == 32) return out = ScalarType::kFloat32, true;
-  if (dtype.bits == 64) return out = ScalarType::kFloat64, true;
-  if (dtype.bits == 16) return out = ScalarType::kFloat16, true;
-  return false;
-}
-
-std::int64_t numel(const DLTensor& t) {
-  std::int64_t n = 1;
-  for (int d = 0; d < t.ndim; ++d) n *= t.shape[d];
-  return n;
-}
-
-// Whether the elements fill one stretch of memory, each place once, in any order of dimensions.
-bool is_dense(const DLTensor& t, std::int64_t numel) {
-  std::int64_t expected = 1;
-  int d = t.ndim - 1;
-  while (d >= 0 && (t.shape[d] == 1 || t.strides[d] == expected)) expected *= t.shape[d--];
-  if (d < 0 || numel == 0) return true;
-
-  std::vector<std::pair<std::int64_t, std::int64_t>> dims;  // stride, size
-  for (d = 0; d < t.ndim; ++d) {
-    if (t.shape[d] != 1) dims.emplace_back(t.strides[d], t.shape[d]);
-  }
-  std::sort(dims.begin(), dims.end());
-  expected = 1;
-  for (const auto& [stride, size] : dims) {
-    if (stride != expected) return false;
-    expected *= size;
-  }
-  return true;
-}
-
-// Whether one index finds the same element in both.
-bool same_layout(const DLTensor& a, const DLTensor& b, std::int64_t numel) {
-  if (a.ndim != b.ndim) return false;
-  for (int d = 0; d < a.ndim; ++d) {
-    if (a.shape[d] != b.shape[d]) return false;
-    if (a.strides[d] != b.strides[d] && a.shape[d] != 1 && numel != 0) return false;
-  }
-  return true;
-}
-
-bool same_device(const DLTensor& a, const DLTensor& b) {
-  return a.device.device_type == b.device.device_type && a.device.device_id == b.device.device_id;
-}
-
-bool is_16_bit(ScalarType type) {
-  return type == ScalarType::kBFloat16 || type == ScalarType::kFloat16;
-}
-
-// Whether a gradient or a moment of this type may go with such a parameter.
-bool goes_with(ScalarType param, ScalarType type) {
-  return type == param || (is_16_bit(param) && type == ScalarType::kFloat32);
-}
-
-// A vector access to an element that lies across two would be one to the wrong place.
-bool is_whole(const DLTensor& t) {
-  const std::uintptr_t bytes = t.dtype.bits / 8;  // a power of two
-  return (reinterpret_cast<std::uintptr_t>(t.data) & (bytes - 1)) == 0;
-}
-
-// Memory that the step writes, and the parameter on whose behalf.
-struct Extent {
-  const char* begin;
-  const char* end;
-  std::size_t group;
-  std::size_t position;  // in the group's lists
-};
-
-Extent extent_of(const DLTensor& t, std::size_t group, std::size_t position) {
-  std::int64_t elements = numel(t) ? 1 : 0;
-  for (int d = 0; d < t.ndim && elements; ++d) elements += (t.shape[d] - 1) * t.strides[d];
-  const auto* begin = static_cast<const char*>(t.data);
-  return {begin, begin + elements * (t.dtype.bits / 8), group, position};
-}
-
-// (group, position) of what shares memory with something else. Two threads must not write it in
-// one region, nor the kernel before torch ops do: those take them one after the other.
-std::vector<std::pair<std::size_t, std::size_t>> overlapping(std::vector<Extent> extents) {
-  std::sort(extents.begin(), extents.end(),
-            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
-  std::vector<std::pair<std::size_t, std::size_t>> found;
-  const Extent* furthest = nullptr;
-  for (const Extent& extent : extents) {
-    if (extent.begin == extent.end) continue;
-    if (furthest && extent.begin < furthest->end) {
-      found.emplace_back(furthest->group, furthest->position);
-      found.emplace_back(extent.group, extent.position);
-    }
-    if (!furthest || extent.end > furthest->end) furthest = &extent;
-  }
-  return found;
 }
 
 // Where in the Python objects of a type the at::Tensor is, looked for in an example by the one
@@ -349,10 +254,9 @@ bool Gatekeeper::is_allocated(PyObject* tensor, const DLTensor& view) const {
   if (numel(view) == 0) return true;
   if (at_tensor_) {
     void* at_tensor = reinterpret_cast<char*>(tensor) + at_tensor_;
-    std::int64_t bytes = 0, end = 0;
-    if (storage_.bytes(at_tensor, &bytes) || storage_.offset(at_tensor, &end)) return false;
-    for (int d = 0; d < view.ndim; ++d) end += (view.shape[d] - 1) * view.strides[d];
-    return (end + 1) * (view.dtype.bits / 8) <= bytes;
+    std::int64_t bytes = 0, offset = 0;
+    if (storage_.bytes(at_tensor, &bytes) || storage_.offset(at_tensor, &offset)) return false;
+    return (offset + span(view)) * (view.dtype.bits / 8) <= bytes;
   }
   // A freed storage has no address, and a view into it is at the view's offset from zero. No
   // process maps tensors below 1 TiB on the usual 47-bit layout; where one does, ask the storage.

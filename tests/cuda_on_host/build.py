@@ -21,8 +21,7 @@ MODULES = {
     "_cuda": [
         CSRC / "cuda" / "module.cpp",
         *sorted((CSRC / "cuda").glob("*.cu")),
-        CSRC / "python" / "gatekeeper.cpp",
-        CSRC / "python" / "plan.cpp",
+        *sorted((CSRC / "python").glob("*.cpp")),
     ],
     "_fake_device": [HERE / "fake_device.cpp"],
 }
