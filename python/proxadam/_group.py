@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 METRICS = ("adaptive", "euclidean")
@@ -47,7 +48,7 @@ class Group:
     @property
     def has_prox(self) -> bool:
         """Whether there is anything to do after Adam; a strength off the host may be nonzero."""
-        return any(_on_device(value) or value != 0 for value in (self.l1, self.l2))
+        return any(on_device(value) or value != 0 for value in (self.l1, self.l2))
 
     def tensor_lists(self) -> tuple[list[Tensor], ...]:
         """The lists of parameter-shaped tensors, in the order of the fields."""
@@ -70,7 +71,7 @@ def check_step_options(group: Group) -> None:
             )
     check_prox_options(group.l1, group.l2, group.metric, group.max_shrink)
     for i, beta in enumerate((group.beta1, group.beta2)):
-        if not _on_device(beta) and not beta < 1:
+        if not on_device(beta) and not beta < 1:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
 
 
@@ -81,7 +82,7 @@ def check_prox_options(
     for name, value in (("l1", l1), ("l2", l2), ("max_shrink", max_shrink)):
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
-        if _on_device(value):
+        if on_device(value):
             continue
         if name == "max_shrink":
             if not value >= 1:
@@ -92,6 +93,6 @@ def check_prox_options(
         raise ValueError(f"Invalid metric: {metric!r}, expected one of {METRICS}")
 
 
-def _on_device(value: float | Tensor) -> bool:
-    """Whether reading the value would make the host wait for a device."""
-    return isinstance(value, Tensor) and not value.is_cpu
+def on_device(value: float | Tensor) -> bool:
+    """Whether reading the value would make the host wait for a device, or break a graph."""
+    return isinstance(value, Tensor) and (not value.is_cpu or torch.compiler.is_compiling())
