@@ -59,11 +59,11 @@ def on_kernel(path):
     return is_built("cpu") and path.get("fused") is not False and "foreach" not in path
 
 
-def assert_as_eager(optimizer, eager, path, atol=3e-6):
+def assert_as_eager(optimizer, eager, path, atol=5e-6):
     """The same bits on the kernel, and on traced torch ops all but the bits.
 
     There 1 − β2^t is computed in float32, as with ``capturable``. In the first steps it has lost
-    ten bits, which is 3e-5 of an Adam step, and no Adam step here is larger than 0.1.
+    ten bits, which is 3e-5 of an Adam step, and no Adam step here is larger than 0.16.
     """
     actual, expected = snapshot(optimizer), snapshot(eager)
     if on_kernel(path):
@@ -242,17 +242,18 @@ def test_groups_of_all_kinds_in_one_step():
 
 @each_path
 def test_changed_tensors_do_not_recompile(path):
-    names = ("l1", "l2") if path.get("foreach") else ("lr", "l1", "l2")  # as in torch.optim
-    optimizer = ProxAdamW(
-        weights((5,), (6,)), **{name: torch.tensor(0.0) for name in names}, **path
-    )
+    changing = {"l1": torch.tensor(0.0), "l2": torch.tensor(0.0)}
+    if not path.get("foreach"):  # it takes no others, as in torch.optim
+        changing |= {"lr": torch.tensor(0.0), "betas": (torch.tensor(0.9), torch.tensor(0.999))}
+    optimizer = ProxAdamW(weights((5,), (6,)), **changing, **path)
     eager = twin_of(optimizer)
     step, counter = compiled(optimizer.step)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for value in (0.0, 0.03, 0.02, 0.0):
-            for name in names:
-                optimizer.param_groups[0][name].fill_(value)
-                eager.param_groups[0][name].fill_(value)
+            for group in (optimizer.param_groups[0], eager.param_groups[0]):
+                for name in changing:
+                    tensor = group["betas"][0] if name == "betas" else group[name]
+                    tensor.fill_(0.9 - value if name == "betas" else value)
             steps_of_both(optimizer, step, eager, 1)
     assert counter.frame_count == 1
     assert_as_eager(optimizer, eager, path)
