@@ -33,6 +33,7 @@ class Case:
     host: bool = False  # what is timed is the work around the kernel
     sharded: bool = False  # by FSDP2, over one process: DTensors with nothing to wait for
     scaled: bool = False  # with the arms of GradScaler.step
+    compiled: bool = False  # with the arms of torch.compile, on inductor
     wide: bool = False  # moments in float32 beside 16-bit parameters
     device: str = "cpu"
 

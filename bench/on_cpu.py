@@ -16,6 +16,8 @@ GPT2_SMALL = [(50257, 768), (1024, 768)] + 12 * [
     (768,), (768,), (768, 3072), (3072,), (3072, 768), (768,),
 ]  # fmt: skip
 
+DIGITS = [(128, 64), (128,), (64, 128), (64,), (10, 64), (10,)]  # the network of bench/train.py
+
 
 def cases(small: bool) -> list[Case]:
     """The full list, or one that fits a busy machine with two cores."""
@@ -23,11 +25,12 @@ def cases(small: bool) -> list[Case]:
     name = "1x4Mi" if small else "1x64Mi"
     odd = [(1,), (3,), (17, 31), (1023,), (65_537,), (1_000_003,), (3, 1_111_117)]
     listed = [
-        Case(name, [one], "fp32", slow=True, scaled=True),
-        Case(name, [one], "bf16"),
+        Case(name, [one], "fp32", slow=True, scaled=True, compiled=True),
+        Case(name, [one], "bf16", compiled=True),
         Case("1000x1024", [(1024,)] * 1000, "fp32", scaled=True),
         Case("1000x1024 FSDP2", [(1024,)] * 1000, "fp32", sharded=True),
         Case("200x100", [(100,)] * 200, "fp32"),
+        Case("digits", DIGITS, "fp32", compiled=True),
         Case("1000x1", [(1,)] * 1000, "fp32", host=True),
     ]
     if small:
@@ -59,6 +62,7 @@ def goals(small: bool) -> list[Goal]:
         ("1000x1024 FSDP2 fp32", "ours", "torch fused", 2, 1.0),
         (fp32, "ours", "ours, l1=l2=0", 1 / 1.03, 0.4),
         ("1000x1 fp32", "ours", "torch _init_group", 1 / 1.2, 0.25),
+        (fp32, "ours, compiled", "torch default, compiled", 1 / 1.05, 0.4),
         (fp32, "ours on loop", "torch default" + shrink, 0.8, 0.25),
         (fp32, "ours on foreach", "torch foreach" + shrink, 0.8, 0.25),
     ]
@@ -108,6 +112,14 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
         found |= {
             "ours, scaler": scaled(tensors.optimizer(ProxAdamW, fused=True, **prox)),
             "torch fused, scaler": scaled(fused),
+        }
+    if case.compiled:
+        torch._dynamo.reset()  # what was compiled for the last case would be looked through first
+        on_foreach = tensors.optimizer(ProxAdamW, foreach=True, **prox)
+        found |= {
+            "ours, compiled": torch.compile(tensors.optimizer(ProxAdamW, **prox).step),
+            "ours on foreach, compiled": torch.compile(on_foreach.step),
+            "torch default, compiled": torch.compile(tensors.optimizer(AdamW).step),
         }
     return found
 

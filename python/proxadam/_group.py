@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 METRICS = ("adaptive", "euclidean")
@@ -50,7 +51,7 @@ class Group:
     @property
     def has_prox(self) -> bool:
         """Whether there is anything to do after Adam; a strength off the host may be nonzero."""
-        return any(_on_device(value) or value != 0 for value in (self.l1, self.l2))
+        return any(on_device(value) or value != 0 for value in (self.l1, self.l2))
 
     def tensor_lists(self) -> tuple[list[Tensor], ...]:
         """The lists of parameter-shaped tensors, in the order of the fields."""
@@ -87,7 +88,7 @@ def check_step_options(group: Group) -> None:
             setattr(group, name, number)
     check_prox_options(group.l1, group.l2, group.metric, group.max_shrink)
     for i, beta in enumerate((group.beta1, group.beta2)):
-        if not _on_device(beta) and not beta < 1:
+        if not on_device(beta) and not beta < 1:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
 
 
@@ -97,7 +98,7 @@ def check_prox_options(
     """Raise ValueError, naming the option and its value, where one is out of range."""
     for name, value in (("l1", l1), ("l2", l2), ("max_shrink", max_shrink)):
         _number(name, value)
-        if _on_device(value):
+        if on_device(value):
             continue
         if name == "max_shrink":
             if not value >= 1:
@@ -123,6 +124,6 @@ def _number(name: str, value: Any) -> float | Tensor:
         ) from None
 
 
-def _on_device(value: float | Tensor) -> bool:
-    """Whether reading the value would make the host wait for a device."""
-    return isinstance(value, Tensor) and not value.is_cpu
+def on_device(value: float | Tensor) -> bool:
+    """Whether reading the value would make the host wait for a device, or break a graph."""
+    return isinstance(value, Tensor) and (not value.is_cpu or torch.compiler.is_compiling())

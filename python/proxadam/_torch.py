@@ -20,7 +20,7 @@ from torch.optim.optimizer import (
     _get_capturable_supported_devices,
 )
 
-from ._group import Group
+from ._group import Group, on_device
 from .prox import prox_elastic_net
 
 # Elements of CPU tensors taken at a time: what a dozen elementwise passes touch stays in cache.
@@ -128,7 +128,7 @@ def _update(
     if not isinstance(step, Tensor):
         denom = (exp_avg_sq.sqrt() / bias_correction2**0.5).add_(group.eps)
         param.addcdiv_(numerator, denom, value=-step_size)
-    elif group.has_prox:
+    elif group.has_prox or torch.compiler.is_compiling():
         denom = (exp_avg_sq.sqrt() / bias_correction2.sqrt()).add_(group.eps)
         param.sub_(step_size * numerator / denom)
     else:
@@ -161,7 +161,8 @@ def _prox_(group: Group, param: Tensor, denom: Tensor, lr: _Scalar) -> None:
 def _multi_tensor(group: Group, rows: list[_Row], steps: list[_Scalar]) -> None:
     if rows[0][0].is_complex():
         rows = [[_as_real(tensor) for tensor in row] for row in rows]
-    for block in _blocks(rows, steps, whole=not rows[0][0].is_cpu):
+    whole = not rows[0][0].is_cpu or isinstance(steps[0], Tensor)
+    for block in _blocks(rows, steps, whole=whole):
         tensors = [row for row, _ in block]
         working = [_upcast(row) for row in tensors]
         _multi_update(group, *map(list, zip(*working, strict=True)), steps=[s for _, s in block])
@@ -270,6 +271,8 @@ def _uses_foreach(group: Group, rows: list[_Row]) -> bool:
     if foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, group.differentiable, use_fused=False)
         foreach = foreach and not (isinstance(group.lr, Tensor) and not group.capturable)
+    if torch.compiler.is_compiling():
+        return foreach
     # torch writes no list that has a lazily negated view in it.
     return foreach and not any(tensor.is_neg() for row in rows for tensor in row)
 
@@ -281,7 +284,7 @@ def _advance(group: Group, state_steps: list[Tensor]) -> list[_Scalar]:
         torch._foreach_add_(state_steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(state_steps, 1)
-    if group.capturable or group.differentiable:
+    if group.capturable or group.differentiable or torch.compiler.is_compiling():
         return list(state_steps)
     return [step_t.item() for step_t in state_steps]
 
@@ -354,4 +357,4 @@ def _needs_grad(value: _Scalar) -> TypeGuard[Tensor]:
 
 
 def _is_zero(value: _Scalar) -> bool | Tensor:
-    return not (isinstance(value, Tensor) and not value.is_cpu) and value == 0
+    return not on_device(value) and value == 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from . import _dispatch
+from . import _compile, _dispatch
 from ._group import Group
 
 __all__ = ["prox_adam"]
@@ -94,4 +95,5 @@ def prox_adam(
         differentiable=differentiable,
         fused=fused,
     )
-    _dispatch.step([group], grad_scale, found_inf)
+    take_step = _compile.step if torch.compiler.is_compiling() else _dispatch.step
+    take_step([group], grad_scale, found_inf)

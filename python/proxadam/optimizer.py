@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import (
-    Optimizer,
-    ParamsT,
-    _get_scalar_dtype,
-    _use_grad_for_differentiable,
-)
+from torch.optim.optimizer import Optimizer, ParamsT, _get_scalar_dtype
 
-from . import _checkpoint, _dispatch, backends
+from . import _checkpoint, _compile, _dispatch, backends
 from ._checks import check_not_sparse
 from ._group import Group, check_prox_options
 
@@ -24,6 +20,22 @@ __all__ = ["ProxAdam", "ProxAdamW"]
 _check_graph_capture = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
+
+
+def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a step under no_grad, or with autograd if it is differentiable.
+
+    What torch's own decorator does, without the graph breaks around the step that it asks
+    torch.compile for: they would forbid ``fullgraph=True``.
+    """
+
+    @functools.wraps(step)
+    def wrapper(self: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return step(self, closure)
+
+    return wrapper
+
 
 _Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 _TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
@@ -192,7 +204,7 @@ class ProxAdam(Optimizer):
         # the groups; True only where every group promises the kernel, as in torch.optim.
         return all(group["fused"] for group in self.param_groups)
 
-    @_use_grad_for_differentiable
+    @_in_its_grad_mode
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
@@ -238,7 +250,8 @@ class ProxAdam(Optimizer):
             )
         grad_scale = getattr(self, "grad_scale", None)
         found_inf = getattr(self, "found_inf", None)
-        _dispatch.step(groups, grad_scale, found_inf)
+        take_step = _compile.step if torch.compiler.is_compiling() else _dispatch.step
+        take_step(groups, grad_scale, found_inf)
         return loss
 
     def _init_group(
