@@ -21,6 +21,8 @@ _check_graph_capture = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
 
+_TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
+
 
 def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
     """Run a step under no_grad, or with autograd if it is differentiable.
@@ -35,9 +37,6 @@ def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, closure)
 
     return wrapper
-
-
-_TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
 
 
 class ProxAdam(Optimizer):
