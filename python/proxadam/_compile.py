@@ -141,9 +141,15 @@ def _run(
         amsgrad, maximize, decoupled_weight_decay, fused = islice(options[2], len(_FLAGS))
         lengths_here = (length, length, length, length, length if amsgrad else 0, length)
         tensors = [list(islice(x, n)) for x, n in zip(lists, lengths_here, strict=True)]
+        of_params, of_grads, of_exp_avgs, of_exp_avg_sqs, of_maxima, of_steps = tensors
         groups.append(
             Group(
-                *tensors,  # type: ignore[arg-type]
+                of_params,
+                of_grads,
+                of_exp_avgs,
+                of_exp_avg_sqs,
+                of_maxima,
+                of_steps,
                 lr=lr,
                 beta1=beta1,
                 beta2=beta2,
@@ -158,7 +164,7 @@ def _run(
                 decoupled_weight_decay=decoupled_weight_decay,
                 foreach=None,
                 # While it traces, torch.compile says True of all groups; their counters know.
-                capturable=not any(step_t.is_cpu for step_t in tensors[-1]),
+                capturable=not any(step_t.is_cpu for step_t in of_steps),
                 differentiable=False,
                 fused=fused or None,
             )

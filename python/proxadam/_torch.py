@@ -129,6 +129,7 @@ def _update(
         denom = (exp_avg_sq.sqrt() / bias_correction2**0.5).add_(group.eps)
         param.addcdiv_(numerator, denom, value=-step_size)
     elif group.has_prox or torch.compiler.is_compiling():
+        # Also in a graph, which cannot ask whether lr is 0: the other form is 0 / 0 then.
         denom = (exp_avg_sq.sqrt() / bias_correction2.sqrt()).add_(group.eps)
         param.sub_(step_size * numerator / denom)
     else:
@@ -271,7 +272,7 @@ def _uses_foreach(group: Group, rows: list[_Row]) -> bool:
     if foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, group.differentiable, use_fused=False)
         foreach = foreach and not (isinstance(group.lr, Tensor) and not group.capturable)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # the question below would break the graph
         return foreach
     # torch writes no list that has a lazily negated view in it.
     return foreach and not any(tensor.is_neg() for row in rows for tensor in row)

@@ -21,6 +21,8 @@ _check_graph_capture = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
 
+_TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
+
 
 def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
     """Run a step under no_grad, or with autograd if it is differentiable.
@@ -37,10 +39,13 @@ def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+<<<<<<< HEAD
 _Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 _TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
 
 
+=======
+>>>>>>> compile
 class ProxAdam(Optimizer):
     r"""Adam with an elastic-net proximal step: a drop-in for :class:`torch.optim.Adam`.
 
