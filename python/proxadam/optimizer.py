@@ -21,6 +21,7 @@ _check_graph_capture = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
 
+_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 _TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
 
 
@@ -39,13 +40,6 @@ def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-<<<<<<< HEAD
-_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
-_TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
-
-
-=======
->>>>>>> compile
 class ProxAdam(Optimizer):
     r"""Adam with an elastic-net proximal step: a drop-in for :class:`torch.optim.Adam`.
 
