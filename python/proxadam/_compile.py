@@ -50,7 +50,7 @@ def _takes(group: Group) -> bool:
     return all(_has_kernel(name) for name in {param.device.type for param in group.params})
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_kernel(device_type: str) -> bool:
     return backends.kernel(device_type) is not None
 
