@@ -1,8 +1,7 @@
 #include <cuda_runtime.h>
 
-#include <algorithm>  // for max, min
-#include <memory>     // for make_unique, unique_ptr
-#include <utility>    // for pair
+#include <algorithm>  // for find_if, max, min
+#include <memory>     // for unique_ptr
 
 #include "device.h"        // for check_cuda, DeviceGuard
 #include "kernel_table.h"  // for Kernel, kernel_for
@@ -228,6 +227,7 @@ int multiprocessors(int device) {
 
 template <typename param_t, int bytes>
 void load(const char* action) {
+  // kernel_for() looks for float32 beside 16 bits, and takes all else for param_t.
   const ScalarType own = sizeof(param_t) == 2 ? ScalarType::kBFloat16 : ScalarType::kFloat32;
   cudaFuncAttributes attributes;
   for (const ScalarType grad : {own, ScalarType::kFloat32}) {
