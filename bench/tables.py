@@ -49,6 +49,22 @@ def step_on_cpu() -> Rows:
     return rows
 
 
+def compiled() -> Rows:
+    """The steps of bench/step.py under torch.compile, beside the eager one."""
+    arms = {
+        "eager kernel": "ours",
+        "the op, compiled": "ours, compiled",
+        "torch ops, compiled": "ours on foreach, compiled",
+        "torch's AdamW, compiled": "torch default, compiled",
+    }
+    rows = [["weights", *arms]]
+    for case in load("step-cpu")["cases"]:
+        if "ours, compiled" in case["arms"]:
+            medians = [f"{case['arms'][arm]['median_s'] * 1e3:.3g} ms" for arm in arms.values()]
+            rows.append([f"{case['case'].replace('x', ' × ', 1)} {case['dtype']}", *medians])
+    return rows
+
+
 def _times(arms: dict[str, Any], base: str) -> str:
     return f"{arms[base]['ours_is_times_faster']:.2f} ×" if base in arms else "–"
 
@@ -94,6 +110,7 @@ def markdown(rows: Rows) -> str:
 TABLES = {
     "step-cpu": lambda: markdown(step_on_cpu()),
     "step-cpu missed": missed,
+    "step-cpu compiled": lambda: markdown(compiled()),
     "train-digits": lambda: markdown(training("train-digits")),
     "train-fashion-mnist": lambda: markdown(training("train-fashion-mnist")),
 }
