@@ -164,7 +164,7 @@ def test_float32_beside_16_bits(kernel, narrow, wide, offset):
 
 
 def test_more_tensors_and_groups_than_a_table_holds(kernel):
-    """1100 tensors in 120 groups, at steps of their own, with some empty ones between."""
+    """1100 tensors in 120 groups, at steps of their own: the room for constants runs out."""
     groups, expected = [], []
     for g in range(120):
         sizes = [(7 * g + i) % 23 for i in range(9)] + ([5000] if g % 50 == 0 else [])
@@ -179,6 +179,18 @@ def test_more_tensors_and_groups_than_a_table_holds(kernel):
         actual = {name: getattr(group, name) for name in NAMES}
         assert_as_cpu(actual, tensors, torch.float32)
     assert [s.item() for s in groups[1].state_steps] == [(1 + i) % 3 + 1 for i in range(9)]
+
+
+def test_more_tensors_than_a_table_has_rows(kernel):
+    """One group, one step: what runs out is the room for addresses."""
+    sizes = [i % 7 + (3000 if i % 400 == 399 else 0) for i in range(1000)]
+    tensors = lists(sizes, torch.float32)
+    expected = copied(tensors)
+    steps = [kernel.step_at(1.0) for _ in sizes]
+    assert kernel([group_of(tensors, steps)]) is None
+    cpu_step(expected, [1.0] * len(sizes))
+    assert_as_cpu(tensors, expected, torch.float32)
+    assert all(step == 2 for step in steps)
 
 
 def test_every_dtype_in_one_step(kernel):

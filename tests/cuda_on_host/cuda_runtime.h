@@ -15,11 +15,7 @@
 #include <thread>
 #include <vector>
 
-#ifdef PROXADAM_DRY_LAUNCH
 #define CUDART_VERSION 13000
-#else
-#define CUDART_VERSION 12000  // of before the large tables: half the kernels to compile
-#endif
 
 #define __global__
 #define __device__
