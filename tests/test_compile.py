@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
@@ -335,9 +335,9 @@ def op_arguments(shapes, requires_grad=False, grad_scale=None):
 def test_opcheck(requires_grad):
     """Schema, fake implementation and functionalization, by torch's own test of an op."""
     shapes = [(3,), (2, 4), ()]
-    torch.library.opcheck(torch.ops.proxadam.step.default, op_arguments(shapes, requires_grad))
+    library.opcheck(torch.ops.proxadam.step.default, op_arguments(shapes, requires_grad))
     scaled = op_arguments(shapes, requires_grad, torch.tensor(2.0))
-    torch.library.opcheck(torch.ops.proxadam.unscale_and_step.default, scaled)
+    library.opcheck(torch.ops.proxadam.unscale_and_step.default, scaled)
 
 
 @pytest.mark.parametrize("path", [PATHS["default"], PATHS["loop"]], ids=["default", "loop"])

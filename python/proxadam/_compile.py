@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import Parameter
 
 from . import _dispatch, backends
@@ -173,9 +173,9 @@ def _run(
 
 
 def _define(name: str, grads: str) -> None:
-    torch.library.define(name, _SCHEMA.format(grads=grads), tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(name, "CompositeExplicitAutograd")(_run)
-    torch.library.register_fake(name)(lambda *_: None)
+    library.define(name, _SCHEMA.format(grads=grads), tags=torch.Tag.pt2_compliant_tag)
+    library.impl(name, "CompositeExplicitAutograd")(_run)
+    library.register_fake(name)(lambda *_: None)
 
 
 _define("proxadam::step", grads="Tensor[]")

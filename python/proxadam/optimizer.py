@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _get_scalar_dtype
 from . import _checkpoint, _compile, _dispatch, backends
 from ._checks import check_not_sparse
 from ._group import Group, check_prox_options
+from ._options import TENSOR_LR, check_adam_options
 
 __all__ = ["ProxAdam", "ProxAdamW"]
 
@@ -22,7 +23,6 @@ _check_graph_capture = getattr(
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
 
 _Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
-_TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
 
 
 def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,7 +112,7 @@ class ProxAdam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        _check_adam_options(lr, betas, eps, weight_decay, foreach, capturable)
+        check_adam_options(lr, betas, eps, weight_decay, foreach, capturable)
         check_prox_options(l1, l2, metric, max_shrink)
         _checkpoint.check_state_dtype(state_dtype)
         if fused and differentiable:
@@ -291,7 +291,7 @@ class ProxAdam(Optimizer):
                 )
         if params_with_grad and group["foreach"] and not group["capturable"]:
             if isinstance(group["lr"], Tensor):
-                raise RuntimeError(_TENSOR_LR)
+                raise RuntimeError(TENSOR_LR)
 
     def _init_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         check_not_sparse(grad)
@@ -372,42 +372,6 @@ _LATER_OPTIONS = {
     "fused": None,
     "decoupled_weight_decay": False,
 }
-
-
-def _check_adam_options(
-    lr: float | Tensor,
-    betas: tuple[float | Tensor, float | Tensor],
-    eps: float,
-    weight_decay: float,
-    foreach: bool | None,
-    capturable: bool,
-) -> None:
-    """torch.optim.Adam's own checks, in its order and its words."""
-    listwise = foreach and not capturable
-    if isinstance(lr, Tensor):
-        if listwise:
-            raise ValueError(_TENSOR_LR)
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-    if not lr >= 0.0:
-        raise ValueError(f"Invalid learning rate: {lr}")
-    if not eps >= 0.0:
-        raise ValueError(f"Invalid epsilon value: {eps}")
-    for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor) and beta.numel() != 1:
-            raise ValueError(f"Tensor betas[{i}] must be 1-element")
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-    if not weight_decay >= 0.0:
-        raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-    kinds = [float if isinstance(b, float) else Tensor for b in betas]
-    if kinds[0] is not kinds[1] or not all(map(isinstance, betas, kinds)):
-        raise ValueError("betas must be either both floats or both Tensors")
-    for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor) and listwise:
-            raise ValueError(
-                f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
-            )
 
 
 def _check_kernel_is_there(params: list[Tensor]) -> None:
