@@ -4,8 +4,9 @@
 // tensors nor threads, and includes the C maths library alone. Everything has internal linkage:
 // the CPU loop is compiled once for each instruction set, and the linker must not merge the copies.
 //
-// No multiply is fused with an add here (the build says -ffp-contract=off): a result then depends
-// on no instruction set, no vector width and no position in a tensor.
+// No multiply is fused with an add (the build says -ffp-contract=off): a result then depends on no
+// instruction set, no vector width and no position in a tensor. Of this the 16-bit kernels on
+// CUDA are an exception, whose build says so.
 
 #pragma once
 

@@ -314,6 +314,14 @@ def test_a_failed_launch_is_one_sentence(kernel):
     assert text.startswith("CUDA could not launch the ProxAdam kernel: not the current stream")
 
 
+@pytest.mark.skipif(not HOST, reason="needs a driver of any age")
+def test_an_old_driver_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("CUDA_ON_HOST_DRIVER", "12000")
+    kind, text = error_of(cuda_on_host.bind, *cuda_on_host.modules())
+    assert kind is RuntimeError
+    assert "needs a driver for CUDA 12.1 or newer, and the one here is for 12.0" in text
+
+
 # ---- streams, graphs and devices --------------------------------------------------------------
 
 

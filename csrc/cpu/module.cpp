@@ -7,7 +7,10 @@
 #include <cstdlib>   // for getenv
 #include <memory>    // for make_unique, unique_ptr
 #include <optional>  // for optional
+#include <string>    // for string
+#include <tuple>     // for tuple
 #include <utility>   // for swap
+#include <vector>    // for vector
 
 #include "../chunk_plan.h"         // for ChunkPlan
 #include "../python/gatekeeper.h"  // for Gatekeeper

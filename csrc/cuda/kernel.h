@@ -12,14 +12,9 @@
 #include <string.h>  // for memcpy
 
 #include "../scalar_types.h"  // for OpMath, narrow, widen
-#include "launch_table.h"     // for LaunchTable
+#include "launch_table.h"     // for kThreads, LaunchTable
 
 namespace proxadam {
-
-#ifndef PROXADAM_CUDA_THREADS
-#define PROXADAM_CUDA_THREADS 256
-#endif
-constexpr int kThreads = PROXADAM_CUDA_THREADS;
 
 // Blocks that must fit a multiprocessor at once: as many as the registers of the loop allow without
 // spilling; each thread then has 64 bytes and more on their way.

@@ -1,5 +1,5 @@
-// What a launch is given, by value: nothing is copied to the device before it, and a captured
-// graph keeps it.
+// How a launch is shaped and what it is given, by value: nothing is copied to the device before
+// it, and a captured graph keeps it.
 
 #pragma once
 
@@ -11,6 +11,11 @@
 #include "../prox_adam.h"       // for Options, StepConstants, Update
 
 namespace proxadam {
+
+#ifndef PROXADAM_CUDA_THREADS
+#define PROXADAM_CUDA_THREADS 256
+#endif
+constexpr int kThreads = PROXADAM_CUDA_THREADS;  // of a block
 
 // Bytes of arguments that a kernel takes. The small table costs less to pass.
 constexpr int kSmallTable = 4096;

@@ -4,14 +4,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>    // for make_unique, unique_ptr
-#include <optional>  // for optional
-#include <string>    // for string, to_string
-#include <vector>    // for vector
+#include <memory>   // for make_unique, unique_ptr
+#include <string>   // for string, to_string
+#include <utility>  // for swap
+#include <vector>   // for vector
 
 #include "../python/gatekeeper.h"  // for Gatekeeper
 #include "../python/plan.h"        // for Plan
 #include "device.h"                // for check_cuda
+#include "launch_table.h"          // for kLargeTable, kSmallTable
 #include "step.h"                  // for DeviceContext, step_cuda
 
 namespace py = pybind11;
@@ -29,6 +30,20 @@ int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
   check_cuda(cudaDeviceGetAttribute(&value, which, device), "ask a device what it is");
   return value;
+}
+
+// Throws std::runtime_error where the driver does not take tables as large as ours.
+void check_driver() {
+  constexpr int kOldest = kLargeTable > kSmallTable ? 12010 : 0;
+  int driver = 0;
+  check_cuda(cudaDriverGetVersion(&driver), "tell the driver's version");
+  if (driver < kOldest) {
+    const std::string version =
+        std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
+    throw std::runtime_error(
+        "the CUDA kernel needs a driver for CUDA 12.1 or newer, and the one here is for " +
+        version + "; update it");
+  }
 }
 
 // For each device, whether the oldest architecture that was compiled for runs there.
@@ -109,6 +124,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
             reinterpret_cast<StorageFunctions::Function>(storage_bytes),
             reinterpret_cast<StorageFunctions::Function>(storage_offset)};
         std::vector<bool> usable = usable_devices();
+        check_driver();
         const std::vector<bool> none(usable.size());
         auto* fresh = new Bound{{exchange, tensor, parameter, kDLCUDA, usable, storage}, none};
         std::swap(bound, fresh);
@@ -119,7 +135,7 @@ PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
       "Tell the module about this process's torch: its DLPack exchange table, its two tensor\n"
       "types, and the addresses of aoti_torch_get_storage_size and aoti_torch_get_storage_offset\n"
       "(0: do not ask how large a storage is). Raises RuntimeError where no device can run the\n"
-      "kernel.");
+      "kernel, or the driver is too old for it.");
   m.def("load", &load, py::arg("device"),
         "Load every kernel to a device, once: while a graph is captured it would be too late.");
   m.def("step", &step, py::arg("groups"), py::arg("grad_scales") = py::list(),

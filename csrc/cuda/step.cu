@@ -5,16 +5,11 @@
 
 #include "device.h"        // for check_cuda, DeviceGuard
 #include "kernel_table.h"  // for Kernel, kernel_for
-#include "launch_table.h"  // for CounterTable, LaunchTable
+#include "launch_table.h"  // for CounterTable, kThreads, LaunchTable
 #include "step.h"
 
 namespace proxadam {
 namespace {
-
-#ifndef PROXADAM_CUDA_THREADS
-#define PROXADAM_CUDA_THREADS 256
-#endif
-constexpr int kThreads = PROXADAM_CUDA_THREADS;
 
 // Adds one to each counter: a launch of its own, behind every block that reads one.
 __global__ void __launch_bounds__(kThreads)

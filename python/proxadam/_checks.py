@@ -52,7 +52,7 @@ def check_tensors(
     if torch.compiler.is_compiling():
         return
     for i in range(len(group.params)) if indices is None else indices:
-        param, what = group.params[i], _name(group, i)
+        param, what = group.params[i], group.name(i)
         _check_param(group, param, what)
         _check_grad(param, group.grads[i], f"the gradient of {what}", writes_grads)
         for name, state in _states(group, i).items():
@@ -72,7 +72,7 @@ def why_kernel_cannot(group: Group, index: int) -> str:
     """
     param, grad, step_t = group.params[index], group.grads[index], group.state_steps[index]
     beside = {"gradient": grad, **_states(group, index)}
-    what = _name(group, index)
+    what = group.name(index)
     for name, tensor in {"data": param, **beside, "step": step_t}.items():
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             return f"{what} has {name} of the type {type(tensor).__name__}"
@@ -93,10 +93,6 @@ def why_kernel_cannot(group: Group, index: int) -> str:
     if step_t.device != param.device or step_t.dtype not in (torch.float32, torch.float64):
         return f"{what} has its step on {step_t.device} in {step_t.dtype}"
     return f"{what} shares memory with another parameter"
-
-
-def _name(group: Group, index: int) -> str:
-    return f"parameter {index} of shape {tuple(group.params[index].shape)}"
 
 
 def _states(group: Group, index: int) -> dict[str, Tensor]:

@@ -9,13 +9,14 @@ lists of tensors to torch's dispatcher and back would cost more than a small ste
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, library
 from torch.nn import Parameter
 
 from . import _dispatch, backends
-from ._group import Group
+from ._group import LISTS, Group
 
 _STRENGTHS = ("lr", "beta1", "beta2", "l1", "l2")
 _CONSTANTS = ("eps", "weight_decay", "max_shrink")
@@ -42,8 +43,7 @@ def step(
 
 
 def _takes(group: Group) -> bool:
-    wanted = group.fused or (group.fused is None and group.foreach is None)
-    if not wanted or group.differentiable or not group.params:
+    if not group.allows_kernel or not group.params:
         return False
     if not all(type(tensor) in (Tensor, Parameter) for tensor in group.params + group.grads):
         return False
@@ -59,12 +59,7 @@ def _call(groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | No
     strengths = [(group, getattr(group, name)) for group in groups for name in _STRENGTHS]
     op = torch.ops.proxadam.step if grad_scale is None else torch.ops.proxadam.unscale_and_step
     op(
-        [tensor for group in groups for tensor in group.params],
-        [tensor for group in groups for tensor in group.grads],
-        [tensor for group in groups for tensor in group.exp_avgs],
-        [tensor for group in groups for tensor in group.exp_avg_sqs],
-        [tensor for group in groups for tensor in group.max_exp_avg_sqs],
-        [tensor for group in groups for tensor in group.state_steps],
+        *([tensor for group in groups for tensor in getattr(group, name)] for name in LISTS),
         grad_scale,
         found_inf,
         [_as_tensor(value, group.params[0].device) for group, value in strengths],
@@ -128,47 +123,29 @@ def _run(
         flags: ``_FLAGS`` of each group; fused is demanded, or else left to choose.
         lengths: the number of parameters of each group.
     """
-    lists = [iter(x) for x in (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps)]
+    tensors = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps)
+    lists = dict(zip(LISTS, map(iter, tensors), strict=True))
     values = [
         value.item() if is_number and value.is_cpu else value
         for value, is_number in zip(strengths, are_numbers, strict=True)
     ]
-    options = iter(values), iter(constants), iter(flags)
+    options = [
+        (_STRENGTHS, iter(values)),
+        (_CONSTANTS, iter(constants)),
+        (_FLAGS, iter(flags)),
+    ]
     groups = []
     for metric, length in zip(metrics, lengths, strict=True):
-        lr, beta1, beta2, l1, l2 = islice(options[0], len(_STRENGTHS))
-        eps, weight_decay, max_shrink = islice(options[1], len(_CONSTANTS))
-        amsgrad, maximize, decoupled_weight_decay, fused = islice(options[2], len(_FLAGS))
-        lengths_here = (length, length, length, length, length if amsgrad else 0, length)
-        tensors = [list(islice(x, n)) for x, n in zip(lists, lengths_here, strict=True)]
-        of_params, of_grads, of_exp_avgs, of_exp_avg_sqs, of_maxima, of_steps = tensors
-        groups.append(
-            Group(
-                of_params,
-                of_grads,
-                of_exp_avgs,
-                of_exp_avg_sqs,
-                of_maxima,
-                of_steps,
-                lr=lr,
-                beta1=beta1,
-                beta2=beta2,
-                eps=eps,
-                weight_decay=weight_decay,
-                l1=l1,
-                l2=l2,
-                metric=metric,
-                max_shrink=max_shrink,
-                amsgrad=amsgrad,
-                maximize=maximize,
-                decoupled_weight_decay=decoupled_weight_decay,
-                foreach=None,
-                # While it traces, torch.compile says True of all groups; their counters know.
-                capturable=not any(step_t.is_cpu for step_t in of_steps),
-                differentiable=False,
-                fused=fused or None,
-            )
-        )
+        fields: dict[str, Any] = {"metric": metric, "foreach": None, "differentiable": False}
+        for names, rest in options:
+            fields |= zip(names, islice(rest, len(names)), strict=True)
+        for name, rest in lists.items():
+            has_none = name == "max_exp_avg_sqs" and not fields["amsgrad"]
+            fields[name] = list(islice(rest, 0 if has_none else length))
+        fields["fused"] = fields["fused"] or None
+        # While it traces, torch.compile says True of all groups; their counters know.
+        fields["capturable"] = not any(step_t.is_cpu for step_t in fields["state_steps"])
+        groups.append(Group(**fields))
     _dispatch.step(groups, grad_scale, found_inf)
 
 

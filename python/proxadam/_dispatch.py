@@ -33,8 +33,9 @@ def step(
         check_step_options(group)
     writes_grads = grad_scale is not None
     given, groups = groups, [_dtensor.to_local(g, writes_grads=writes_grads) for g in groups]
-    wanted = [group for group in groups if _wants_kernel(group)]
-    on_torch = [group for group in groups if not _wants_kernel(group)]
+    traced = torch.compiler.is_compiling()
+    wanted = [group for group in groups if group.allows_kernel and not traced]
+    on_torch = [group for group in groups if traced or not group.allows_kernel]
     for group in on_torch:
         check_tensors(group, writes_grads=writes_grads)
         _torch.check_capturable(group)
@@ -117,12 +118,6 @@ def _amp_arguments(
 
 def _counts_on_host(group: Group) -> bool:
     return any(step_t.is_cpu for step_t in group.state_steps if isinstance(step_t, Tensor))
-
-
-def _wants_kernel(group: Group) -> bool:
-    if torch.compiler.is_compiling() or group.differentiable:
-        return False
-    return bool(group.fused) or (group.fused is None and group.foreach is None)
 
 
 def _check_not_demanded(group: Group, indices: Sequence[int]) -> None:

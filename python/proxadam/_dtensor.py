@@ -46,7 +46,7 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
         spec = row[0]._spec
         for placement in spec.placements:
             if placement.is_partial():
-                raise RuntimeError(_PARTIAL.format(what=_name(group, i), is_=_described(row[0])))
+                raise RuntimeError(_PARTIAL.format(what=group.name(i), is_=_described(row[0])))
         for name, column, tensor in zip(names, columns, row, strict=True):
             distributed = type(tensor) is dtensor
             if distributed and (
@@ -57,13 +57,13 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
                 elsewhere.append(i)
             else:
                 raise RuntimeError(
-                    f"the {_NAMES[name]} of {_name(group, i)} is {_described(tensor)}, expected one"
+                    f"the {_NAMES[name]} of {group.name(i)} is {_described(tensor)}, expected one"
                     f" like the parameter, {_described(row[0])}; distribute it as that is."
                 )
     for i in elsewhere:
         if writes_grads:
             raise RuntimeError(
-                f"the gradient of {_name(group, i)} is {_described(group.grads[i])} and the"
+                f"the gradient of {group.name(i)} is {_described(group.grads[i])} and the"
                 f" parameter {_described(group.params[i])}, so grad_scale cannot be divided out"
                 " of it in place; call scaler.unscale_(optimizer) before the step."
             )
@@ -116,10 +116,6 @@ def _shard(tensor: Any) -> Tensor:
 def _redistributed(grad: Any, param: Any) -> Tensor:
     with torch.no_grad():
         return _shard(grad.redistribute(param.device_mesh, param.placements))
-
-
-def _name(group: Group, index: int) -> str:
-    return f"parameter {index} of shape {tuple(group.params[index].shape)}"
 
 
 def _described(tensor: Any) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 METRICS = ("adaptive", "euclidean")
 _NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "l1", "l2", "max_shrink")
-_LISTS = (
+LISTS = (
     "params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps",
 )  # fmt: skip
 
@@ -53,13 +53,24 @@ class Group:
         """Whether there is anything to do after Adam; a strength off the host may be nonzero."""
         return any(on_device(value) or value != 0 for value in (self.l1, self.l2))
 
+    @property
+    def allows_kernel(self) -> bool:
+        """Whether the options leave the step to a kernel, or demand one."""
+        if self.differentiable:
+            return False
+        return bool(self.fused) or (self.fused is None and self.foreach is None)
+
+    def name(self, index: int) -> str:
+        """What messages call a parameter, such as "parameter 0 of shape (2, 3)"."""
+        return f"parameter {index} of shape {tuple(self.params[index].shape)}"
+
     def tensor_lists(self) -> tuple[list[Tensor], ...]:
         """The lists of parameter-shaped tensors, in the order of the fields."""
         return (self.params, self.grads, self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs)
 
     def take(self, indices: Sequence[int]) -> Group:
         """The same options over some of the parameters."""
-        lists = {name: getattr(self, name) for name in _LISTS}
+        lists = {name: getattr(self, name) for name in LISTS}
         taken: dict[str, Any] = {
             name: [xs[i] for i in indices] if xs else [] for name, xs in lists.items()
         }

@@ -29,10 +29,15 @@ def directory() -> Path | None:
 def modules() -> tuple[ModuleType, ModuleType]:
     """``_cuda``, bound to a fake device, and ``_fake_device``."""
     fake, cuda = _load("_fake_device"), _load("_cuda")
+    bind(cuda, fake)
+    return cuda, fake
+
+
+def bind(cuda: ModuleType, fake: ModuleType) -> None:
+    """Tell ``_cuda`` about this process's torch, and that its tensors are on a device."""
     exchange = fake.exchange(torch.Tensor.__dlpack_c_exchange_api__)
     storage = map(backends._address, backends._STORAGE)
     cuda.bind(exchange, torch.Tensor, torch.nn.Parameter, *storage)
-    return cuda, fake
 
 
 def _load(name: str) -> ModuleType:

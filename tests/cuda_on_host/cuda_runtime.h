@@ -9,6 +9,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -137,6 +138,10 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidResourceHandle ? "not the current stream" : "no such device";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  const char* told = std::getenv("CUDA_ON_HOST_DRIVER");
+  return *version = told ? std::atoi(told) : CUDART_VERSION, cudaSuccess;
+}
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) {
