@@ -66,9 +66,9 @@ class Goal:
 
     @property
     def text(self) -> str:
-        """The goal in words."""
+        """What is compared, in words."""
         unit = "bytes/s" if self.bytes_ else "speed"
-        return f"{self.case}: {unit} of {self.arm!r} ÷ {self.base!r} ≥ {self.least:g}"
+        return f"{self.case}: {unit} of {self.arm!r} ÷ {self.base!r}"
 
 
 class Tensors:

@@ -9,7 +9,7 @@ from torch.optim import AdamW, Optimizer
 
 from cases import DTYPES, L1, L2, Case, Goal, Tensors
 from harness import Arm, Times, interleave
-from proxadam import ProxAdamW
+from proxadam import ProxAdamW, sparsity, stationarity
 
 GPT2_SMALL = [(50257, 768), (1024, 768)] + 12 * [
     (768,), (768,), (768, 2304), (2304,), (768, 768), (768,),
@@ -107,6 +107,8 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
             "torch foreach + softshrink": then_softshrink(foreach.step),
             "ours on loop": on_loop.step,
             "ours on foreach": on_foreach.step,
+            "sparsity": lambda: float(sparsity(ours)),
+            "stationarity": lambda: float(stationarity(ours)),
         }
     if case.scaled:
         found |= {
@@ -141,13 +143,16 @@ def scaled(optimizer: Optimizer) -> Arm:
 
 
 def bytes_moved(case: Case, arm: str) -> int:
-    """Counted bytes of one call: 7 numbers a weight, 2 for the ceiling, 10 under a scaler.
+    """Counted bytes of one call: 7 numbers a weight, but for these arms.
 
-    The scaler's search for overflows reads and writes the gradient, and so does unscaling it.
+    A scaler's search for overflows reads and writes the gradient, and so does unscaling it; what
+    only looks reads the weight, or the weight and both moments.
     """
-    if arm == "scale" or arm.endswith("scaler"):
-        return case.numel * DTYPES[case.dtype].itemsize * (2 if arm == "scale" else 10)
-    return case.step_bytes
+    others = {"scale": 2, "sparsity": 1, "stationarity": 3}
+    numbers = 10 if arm.endswith("scaler") else others.get(arm)
+    if numbers is None:
+        return case.step_bytes
+    return numbers * case.numel * DTYPES[case.dtype].itemsize
 
 
 def measure(case: Case, tensors: Tensors, rounds: int) -> Times:

@@ -112,16 +112,20 @@ def table(case: Case, times: Times) -> str:
     return "\n".join(lines)
 
 
-def judge(goal: Goal, case: Case, times: Times) -> tuple[bool, str]:
-    """Whether a goal is met, and a line that says so."""
+def judge(goal: Goal, case: Case, times: Times) -> dict[str, object]:
+    """What became of a goal; within the noise is what two arms of the same step differ by."""
     got = times.ratio(goal.arm, goal.base)
     if goal.bytes_:
         counted = suite(case).bytes_moved
         got *= counted(case, goal.arm) / counted(case, goal.base)
-    met = got >= goal.least
     noise = abs(times.ratio("ours", "ours again") - 1)
-    doubt = " (within the noise)" if abs(got / goal.least - 1) <= 2 * noise else ""
-    return met, f"{'met   ' if met else 'MISSED'} {goal.text}: {got:.3f}{doubt}"
+    return {
+        "goal": goal.text,
+        "least": goal.least,
+        "got": got,
+        "met": got >= goal.least,
+        "within_the_noise": abs(got / goal.least - 1) <= 2 * noise,
+    }
 
 
 def as_json(case: Case, times: Times) -> dict[str, object]:
@@ -180,16 +184,17 @@ def main() -> None:
         verdicts += [
             judge(goal, case, times) for goal in chosen.goals(args.small) if goal.case == case.label
         ]
-    for _, line in verdicts:
-        print(line)
+    for verdict in verdicts:
+        met = "met   " if verdict["met"] else "MISSED"
+        doubt = " (within the noise)" if verdict["within_the_noise"] else ""
+        print(f"{met} {verdict['goal']} ≥ {verdict['least']:g}: {verdict['got']:.3f}{doubt}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        lines = [line for _, line in verdicts]
         about |= {"command": " ".join(sys.argv)}
         args.json.write_text(
-            json.dumps({"machine": about, "goals": lines, "cases": results}, indent=1)
+            json.dumps({"machine": about, "goals": verdicts, "cases": results}, indent=1)
         )
-    if args.check and not all(met for met, _ in verdicts):
+    if args.check and not all(verdict["met"] for verdict in verdicts):
         sys.exit(1)
 
 

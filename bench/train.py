@@ -14,8 +14,6 @@ import argparse
 import gzip
 import json
 import math
-import os
-import platform
 import struct
 import sys
 import zlib
@@ -34,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from harness import machine
 from proxadam import ProxAdamW, available_backends
 
 ADAMW, L1_IN_LOSS, PROX = "AdamW", "AdamW, L1 in the loss", "ProxAdamW"
@@ -299,16 +298,8 @@ def plot(arms: Sequence[Arm], title: str, path: Path) -> None:
 
 def write_json(path: Path, arms: Sequence[Arm], data: Data, recipe: Recipe) -> None:
     """Write everything one needs to judge or repeat the run."""
-    packages = ("proxadam", "torch", "numpy", "scikit-learn")
     document = {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "machine": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "backends": available_backends(),
-        },
+        "machine": machine() | {p: version(p) for p in ("numpy", "scikit-learn")},
         "data": {"name": data.name, "train": len(data.train_x), "test": len(data.test_x)},
         "recipe": asdict(recipe) | {"cut": CUT},
         "arms": [asdict(arm) for arm in arms],
