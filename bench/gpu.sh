@@ -42,7 +42,8 @@ export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 step report 60 "$python" -m proxadam
 
 # What only a GPU shows comes first, so that it is there if time runs out.
-step kernel 120 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda_kernel.py
+step kernel 120 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda_kernel.py \
+  tests/test_cuda_streams.py
 step bench 200 "$python" bench/step.py --device cuda --check --json "$out/step-cuda.json"
 if command -v compute-sanitizer >/dev/null; then
   # Each tensor its own allocation, and few tests: a sanitized step is slow.

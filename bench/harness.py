@@ -139,9 +139,16 @@ def _read(path: str) -> str:
 
 
 def _commit() -> str:
-    """The commit, or where there is no git what PROXADAM_COMMIT says that it is."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return _output(git) or os.environ.get("PROXADAM_COMMIT", "unknown")
+    """The commit, or where there is no git what PROXADAM_COMMIT says that it is.
+
+    Results that were written since do not make it dirty.
+    """
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    commit = _output([*git, "describe", "--always"])
+    if not commit:
+        return os.environ.get("PROXADAM_COMMIT", "unknown")
+    changed = _output([*git, "status", "--porcelain", "--", ".", ":!bench/results"])
+    return f"{commit}-dirty" if changed else commit
 
 
 def _output(command: list[str]) -> str:

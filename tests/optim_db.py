@@ -62,6 +62,15 @@ def _defined_name(node):
 
 OPTIM_DB = _entries()
 
+# The test gets `info`, the entry of ProxAdam and then that of ProxAdamW.
+each_info = pytest.mark.parametrize("info", OPTIM_DB.values(), ids=lambda info: info.name)
+
+
+def inputs(info, backend, dtype=None):
+    """The options that torch would try there; our kernels are capturable on the CPU as well."""
+    device = "cuda" if backend.is_kernel else backend.device
+    return [{**case.kwargs, **backend.options} for case in info.optim_inputs_func(device, dtype)]
+
 
 def cases(function, *devices):
     """Parameters (ours, theirs, case) for each device's inputs of Adam and of AdamW."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import signal
 import subprocess
 import sys
@@ -13,7 +12,17 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam, ProxAdamW
-from tools import BUSY, TWINS, assert_same_bits, each_twin, error_of, params_of, snapshot, weights
+from tools import (
+    BUSY,
+    TWINS,
+    assert_same_bits,
+    each_twin,
+    error_of,
+    params_of,
+    saved_and_loaded,
+    snapshot,
+    weights,
+)
 
 PROX = {"l1": 0.01, "l2": 0.02, "metric": "euclidean", "max_shrink": 3.0}
 PATHS = {
@@ -23,13 +32,6 @@ PATHS = {
     "capturable": {"fused": True, "capturable": True},
     "default": {},
 }
-
-
-def saved_and_loaded(state_dict):
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 def train(optimizer, steps, seed=0):

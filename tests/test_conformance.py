@@ -1,54 +1,33 @@
 """What torch's own tests ask of every optimizer in its list, asked of ours on every backend.
 
 The options to try, the errors to raise, the schedulers and the flags that a checkpoint may lack
-are torch's data; see optim_db.py.
+are torch's data; see optim_db.py. Of state dicts, test_conformance_state.py.
 """
 
 from __future__ import annotations
 
-import copy
-import io
-
 import pytest
 import torch
-from torch import nn
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from conftest import Backend
-from optim_db import OPTIM_DB, cases
+from optim_db import OPTIM_DB, cases, each_info, inputs
 from proxadam import ProxAdam
-from test_construction import OWN_DEFAULTS
-from tools import LOOP, TWINS, assert_same_bits, error_of, params_of, snapshot, weights
+from tools import (
+    LOOP,
+    TWINS,
+    assert_same_bits,
+    error_of,
+    needs_cuda,
+    regression,
+    snapshot,
+    weights,
+)
 
-each_info = pytest.mark.parametrize("info", OPTIM_DB.values(), ids=lambda info: info.name)
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 each_torch_path = pytest.mark.parametrize(
     "path", [LOOP, {"foreach": True}, {}], ids=["loop", "foreach", "default"]
 )
-
-
-def inputs(info, backend, dtype=None):
-    """The options that torch would try there; our kernels are capturable on the CPU as well."""
-    device = "cuda" if backend.is_kernel else backend.device
-    return [{**case.kwargs, **backend.options} for case in info.optim_inputs_func(device, dtype)]
-
-
-def regression(contiguous=True):
-    """A weight, a bias and a closure of them, as torch has it in its tests of the direction."""
-    if contiguous:
-        weight, bias = torch.randn(10, 5), torch.randn(10)
-    else:
-        weight, bias = torch.randn(10, 5, 2)[..., 0], torch.randn(10, 2)[..., 0]
-    weight, bias, x = Parameter(weight), Parameter(bias), torch.randn(5)
-
-    def loss():
-        weight.grad = bias.grad = None
-        value = (weight.mv(x) + bias).square().sum()
-        value.backward()
-        return value
-
-    return weight, bias, loss
 
 
 # ---- options and errors -----------------------------------------------------------------------
@@ -301,179 +280,6 @@ def test_a_step_needs_no_more_memory_than_torchs(path):
         torch.cuda.synchronize()
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] <= peaks[0]
-
-
-# ---- state dicts ------------------------------------------------------------------------------
-
-
-def saved_and_loaded(state_dict):
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-@each_info
-def test_a_state_is_there_after_a_step(info, backend):
-    for options in inputs(info, backend):
-        (param,) = weights((5,))
-        optimizer = info.optim_cls([param], **options)
-        assert not optimizer.state
-        optimizer.step()
-        names = [
-            "step",
-            "exp_avg",
-            "exp_avg_sq",
-            *["max_exp_avg_sq"] * options.get("amsgrad", False),
-        ]
-        assert list(optimizer.state[param]) == names
-
-
-@each_info
-def test_state_dicts_of_the_same_run_are_the_same(info, backend):
-    for options in inputs(info, backend):
-        weight, bias, loss = regression()
-        optimizer = info.optim_cls([weight, bias], **options)
-        for _ in range(3):
-            optimizer.step(loss)
-        before = copy.deepcopy(optimizer.state_dict())
-        given = copy.deepcopy(before)
-        weight_c, bias_c = (Parameter(p.detach().clone()) for p in (weight, bias))
-        again = info.optim_cls([weight_c, bias_c], **options)
-        again.load_state_dict(given)
-        assert_same_state_dict(given, before)
-        for _ in range(3):
-            optimizer.step(loss)
-            weight_c.grad, bias_c.grad = weight.grad.clone(), bias.grad.clone()
-            again.step()
-        torch.testing.assert_close([weight_c, bias_c], [weight, bias], rtol=0, atol=0)
-        assert_same_state_dict(again.state_dict(), optimizer.state_dict())
-        again.param_groups.extend(again.param_groups)
-        saved, doubled = optimizer.state_dict()["param_groups"], again.state_dict()["param_groups"]
-        assert [g["params"] for g in doubled] == [saved[0]["params"]] * 2
-
-
-def assert_same_state_dict(actual, expected):
-    assert actual["param_groups"] == expected["param_groups"]
-    assert list(actual["state"]) == list(expected["state"])
-    torch.testing.assert_close(actual["state"], expected["state"], rtol=0, atol=0)
-
-
-@each_info
-def test_saved_and_loaded_with_weights_only(info, backend):
-    for options in inputs(info, backend):
-        optimizer = info.optim_cls(weights((5, 3), (3,)), **options)
-        optimizer.step()
-        again = info.optim_cls(weights((5, 3), (3,)), **options)
-        again.load_state_dict(saved_and_loaded(optimizer.state_dict()))
-        assert_same_state_dict(again.state_dict(), optimizer.state_dict())
-        assert list(again.state_dict()["state"]) == [0, 1]
-
-
-@each_info
-@pytest.mark.parametrize("missing", ["torch's later flags", *OWN_DEFAULTS])
-def test_older_state_dicts_are_loaded(info, backend, missing):
-    flags = info.not_og_supported_flags if missing not in OWN_DEFAULTS else [missing]
-    for options in inputs(info, backend):
-        options["weight_decay"] = 0.25
-        optimizer = info.optim_cls(weights((5, 3), (3,)), **options)
-        optimizer.step()
-        kept = {flag: optimizer.param_groups[0][flag] for flag in flags}
-        older = copy.deepcopy(optimizer.state_dict())
-        for group in older["param_groups"]:
-            for flag in flags:
-                del group[flag]
-            group["weight_decay"] = 0.5
-        optimizer.load_state_dict(older)
-        (group,) = optimizer.param_groups
-        assert {flag: group[flag] for flag in flags} == kept
-        assert group["weight_decay"] == 0.5
-        optimizer.step()
-
-
-@each_info
-def test_a_step_that_is_a_number_is_loaded(info, backend):
-    """As Adam saved it before torch 1.12; one that is pickled whole comes by __setstate__."""
-    for options in inputs(info, backend):
-        optimizer = info.optim_cls(weights((5, 3)), **options)
-        optimizer.step()
-        older = copy.deepcopy(optimizer.state_dict())
-        older["state"][0]["step"] = older["state"][0]["step"].item()
-        optimizer.load_state_dict(older)
-        optimizer.step()
-        state = optimizer.state[params_of(optimizer)[0]]
-        assert isinstance(state["step"], torch.Tensor)
-        assert state["step"] == 2
-
-
-@each_info
-@pytest.mark.parametrize("saver_is_named", [True, False], ids=["named", "unnamed"])
-@pytest.mark.parametrize("loader_is_named", [True, False], ids=["to named", "to unnamed"])
-def test_named_and_unnamed_load_each_other(info, saver_is_named, loader_is_named):
-    theirs = dict(TWINS.values())[info.optim_cls]
-
-    def names_after(cls):
-        saver, loader = (
-            cls(model.named_parameters() if named else model.parameters())
-            for model, named in (
-                (nn.Linear(2, 3), saver_is_named),
-                (nn.Linear(2, 3), loader_is_named),
-            )
-        )
-        for param in params_of(saver):
-            param.grad = torch.ones_like(param)
-        saver.step()
-        loader.load_state_dict(saver.state_dict())
-        for param in params_of(loader):
-            param.grad = torch.ones_like(param)
-        loader.step()
-        return loader.param_groups[0].get("param_names")
-
-    assert names_after(info.optim_cls) == names_after(theirs)
-
-
-@each_info
-def test_deepcopy_and_pickle_keep_every_public_attribute(info, backend):
-    for options in inputs(info, backend):
-        optimizer = info.optim_cls(weights((5, 3)), **options)
-        optimizer.step()
-        buffer = io.BytesIO()
-        torch.save(optimizer, buffer)
-        buffer.seek(0)
-        public = {name for name in vars(optimizer) if not name.startswith("_")}
-        assert public == {"defaults", "state", "param_groups"}
-        for copied in (copy.deepcopy(optimizer), torch.load(buffer, weights_only=False)):
-            assert {name for name in vars(copied) if not name.startswith("_")} == public
-            assert_same_bits(snapshot(copied), snapshot(optimizer))
-            assert copied.defaults == optimizer.defaults
-            copied.step(lambda: None)
-            (param,) = params_of(copied)
-            assert copied.state[param]["step"] == 1, "a copy has no gradients"
-            param.grad = torch.ones_like(param)
-            copied.step()
-            assert copied.state[param]["step"] == 2
-
-
-@needs_cuda
-@each_info
-@pytest.mark.parametrize("path", [LOOP, {"foreach": True}, {}, {"fused": True}])
-def test_state_goes_with_the_parameters_to_their_device(info, path):
-    for of, to in (("cpu", "cuda"), ("cuda", "cpu")):
-        for case in info.optim_inputs_func("cpu"):
-            saver, loader = (
-                info.optim_cls([Parameter(torch.ones(5, device=d))], **case.kwargs, **path)
-                for d in (of, to)
-            )
-            params_of(saver)[0].grad = torch.ones(5, device=of)
-            saver.step()
-            loader.load_state_dict(copy.deepcopy(saver.state_dict()))
-            (param,) = params_of(loader)
-            state = loader.state[param]
-            assert state["exp_avg"].device.type == to
-            assert state["step"].device.type == (to if path.get("fused") else "cpu")
-            param.grad = torch.ones_like(param)
-            loader.step()
-            assert state["step"] == 2
 
 
 def test_the_list_has_our_classes_with_torchs_data():

@@ -10,12 +10,11 @@ import math
 
 import pytest
 import torch
-from torch.nn import Parameter
 
 import cuda_on_host
-from proxadam import ProxAdam, backends
+from proxadam import backends
 from proxadam._group import Group
-from tools import BUSY, assert_same_bits, error_of
+from tools import assert_same_bits, error_of
 
 HOST = cuda_on_host.directory() is not None
 GPU = torch.cuda.is_available() and backends.kernel("cuda") is not None
@@ -25,7 +24,6 @@ pytestmark = pytest.mark.skipif(
     not (HOST or GPU),
     reason=f"{backends.reason_for_fallback('cuda')} (its source runs in test_cuda_on_host.py)",
 )
-on_gpu = pytest.mark.skipif(not GPU, reason="streams, graphs and devices are the GPU's own")
 
 # Around the width of a vector, the chunk of a small list, and several chunks of a large one.
 SIZES = [1, 3, 0, 7, 8, 9, 255, 256, 257, 2048, 2049, 5000, 16_384, 16_387, 70_001]
@@ -320,140 +318,3 @@ def test_an_old_driver_is_one_sentence(monkeypatch):
     kind, text = error_of(cuda_on_host.bind, *cuda_on_host.modules())
     assert kind is RuntimeError
     assert "needs a driver for CUDA 12.1 or newer, and the one here is for 12.0" in text
-
-
-# ---- streams, graphs and devices --------------------------------------------------------------
-
-
-def parameters(*sizes, device="cuda", seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    params = [Parameter(torch.randn(n, generator=generator).to(device)) for n in sizes]
-    for param in params:
-        param.grad = torch.randn(param.numel(), generator=generator).to(device)
-    return params
-
-
-def results(optimizer):
-    torch.cuda.synchronize()
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        f"{name} of {i}": t.detach().cpu()
-        for i, p in enumerate(params)
-        for name, t in {"param": p, **optimizer.state[p]}.items()
-    }
-
-
-@on_gpu
-@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}], ids=str)
-def test_a_steady_step_waits_for_nothing(options):
-    optimizer = ProxAdam(parameters(5, 70_001), **BUSY, **options)
-    optimizer.step()
-    scale, found_inf = torch.tensor(2.0, device="cuda"), torch.zeros((), device="cuda")
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            optimizer.step()
-        if options:
-            optimizer.grad_scale, optimizer.found_inf = scale, found_inf
-            optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert all(state["step"] == (5 if options else 4) for state in optimizer.state.values())
-
-
-@on_gpu
-def test_the_step_runs_on_the_current_stream():
-    """Behind a slow producer of the gradient, on a stream of its own."""
-    plain, streamed = (ProxAdam(parameters(1 << 20), **BUSY) for _ in range(2))
-    plain.step()
-    plain.step()
-    streamed.step()
-    (param,) = streamed.param_groups[0]["params"]
-    wanted, param.grad = param.grad, torch.zeros_like(param)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)
-        param.grad.copy_(wanted)
-        streamed.step()
-    assert_same_bits(results(streamed), results(plain))
-
-
-@on_gpu
-def test_a_captured_step_replays_while_lr_and_l1_change():
-    schedule = [(0.05, 0.01), (0.02, 0.3), (0.0, 0.3), (0.1, 0.0)]
-    lr, l1 = (torch.tensor(x, device="cuda") for x in schedule[0])
-    options = {**BUSY, "capturable": True}
-    captured = ProxAdam(parameters(5, 70_001), **{**options, "lr": lr, "l1": l1})
-    eager = ProxAdam(parameters(5, 70_001), **options)
-    captured.step()
-    eager.step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step()
-    for new_lr, new_l1 in schedule:
-        lr.fill_(new_lr)
-        l1.fill_(new_l1)
-        graph.replay()
-        eager.param_groups[0].update(lr=torch.tensor(new_lr, device="cuda"))
-        eager.param_groups[0].update(l1=torch.tensor(new_l1, device="cuda"))
-        eager.step()
-        assert_same_bits(results(captured), results(eager))
-
-
-@on_gpu
-def test_the_very_first_step_may_be_captured():
-    """Kernels are loaded when the optimizer is built: in a capture it would be too late."""
-    optimizer = ProxAdam(parameters(1000), **BUSY, capturable=True)
-    for param in optimizer.param_groups[0]["params"]:
-        optimizer._init_state(param, param.grad, optimizer.param_groups[0])
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        optimizer.step()
-    graph.replay()
-    expected = ProxAdam(parameters(1000), **BUSY, capturable=True)
-    expected.step()
-    actual = results(optimizer)
-    for name, tensor in results(expected).items():
-        if "max" not in name:  # made in the capture, of zeros
-            assert_same_bits(actual[name], tensor, name)
-
-
-@on_gpu
-@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")  # so it should be
-def test_capturing_without_capturable_is_torchs_error():
-    texts = []
-    for cls in (ProxAdam, torch.optim.Adam):
-        optimizer = cls(parameters(5), fused=True)
-        optimizer.step()
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
-            kind, text = error_of(optimizer.step)
-        assert kind is RuntimeError
-        texts.append(text.replace(cls.__name__, "Adam"))
-    assert texts[0] == texts[1]
-    assert "capturable is False" in texts[0]
-
-
-@on_gpu
-def test_the_host_and_the_device_in_one_optimizer():
-    both = ProxAdam(parameters(100, 200) + parameters(100, 200, device="cpu"), **BUSY)
-    for _ in range(3):
-        both.step()
-    params = both.param_groups[0]["params"]
-    for on_device, on_host in zip(params[:2], params[2:], strict=True):
-        assert_same_bits(on_device.detach().cpu(), on_host.detach())
-        assert both.state[on_device]["step"] == both.state[on_host]["step"] == 3
-
-
-@on_gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
-def test_two_gpus_in_one_optimizer():
-    params = parameters(100, device="cuda:0") + parameters(100, device="cuda:1")
-    optimizer = ProxAdam(params, **BUSY, fused=True)
-    with torch.cuda.device(1):
-        optimizer.grad_scale = torch.tensor(1.0, device="cuda:0")
-        optimizer.found_inf = torch.tensor(0.0, device="cuda:0")
-        optimizer.step()
-        assert torch.cuda.current_device() == 1
-    assert_same_bits(params[0].detach().cpu(), params[1].detach().cpu())

@@ -1,4 +1,4 @@
-"""The engines of torch.distributed, with real processes: see ranks.py for what each check does.
+"""The engines of torch.distributed, with real processes: see ranks/ for what each check does.
 
 A world of ranks is started once and goes through all the checks that were asked for. A failure
 ends it, and a new one goes on with the rest.
@@ -63,11 +63,12 @@ def run(ranks, names, folder):
     """Start the ranks; the errors of the checks that were begun, which are one at least."""
     for old in [folder / "meeting", *folder.glob("errors-*.json")]:
         old.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(ranks), str(folder)]
+    command = [sys.executable, "-m", "ranks", str(ranks), str(folder)]
     log = folder / f"log-{ranks}"
     with log.open("w") as out:
         world = subprocess.Popen(
             [*command, *names],
+            cwd=Path(__file__).parent,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=out,
             stderr=subprocess.STDOUT,

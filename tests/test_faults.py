@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 
@@ -113,6 +114,12 @@ def test_data_swapped_under_the_optimizer(any_backend):
     assert_same_bits(old, kept)
 
 
+def train_once(model, optimizer):
+    optimizer.zero_grad()
+    model(torch.ones(3, 6).to(model.weight)).square().sum().backward()
+    optimizer.step()
+
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -124,11 +131,7 @@ def test_a_model_moved_to_another_dtype(any_backend, before, after):
     model = nn.Linear(6, 4).to(before)
     optimizer = ProxAdam(model.parameters(), **BUSY, **any_backend.options)
 
-    def step():
-        optimizer.zero_grad()
-        model(torch.ones(3, 6, dtype=model.weight.dtype)).square().sum().backward()
-        optimizer.step()
-
+    step = functools.partial(train_once, model, optimizer)
     step()
     model.to(after)
     kept = snapshot(optimizer)
@@ -189,11 +192,7 @@ def test_a_model_moved_to_another_device(any_backend, device):
     model = nn.Linear(6, 4)
     optimizer = ProxAdam(model.parameters(), **BUSY, **any_backend.options)
 
-    def step():
-        optimizer.zero_grad()
-        model(torch.ones(3, 6, device=model.weight.device)).square().sum().backward()
-        optimizer.step()
-
+    step = functools.partial(train_once, model, optimizer)
     step()
     weight, state = model.weight, dict(optimizer.state[model.weight])
     model.to(device)

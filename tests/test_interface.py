@@ -359,25 +359,6 @@ def test_a_capture_without_capturable_is_torchs_error(cls, monkeypatch):
     assert not optimizer.state
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@each_twin
-@pytest.mark.parametrize("path", [LOOP, {"foreach": True}, {"fused": True}, {}])
-def test_a_cuda_graph_is_not_captured_without_capturable(ours, theirs, path):
-    errors = []
-    for cls in (ours, theirs):
-        param = Parameter(torch.ones(3, device="cuda"))
-        param.grad = torch.ones_like(param)
-        optimizer = cls([param], **path)
-        optimizer.step()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kind, text = error_of(optimizer.step)
-        errors.append((kind, text.replace("ProxAdam", "Adam")))
-    assert errors[0] == errors[1]
-    assert errors[0][0] is RuntimeError
-
-
 def test_copies_do_not_share_tensors():
     optimizer = ProxAdam(weights((3,)), **BUSY)
     optimizer.step()

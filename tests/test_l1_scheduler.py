@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 
 import pytest
@@ -20,7 +19,7 @@ from proxadam import (
     TargetSparsityL1,
     WarmupL1,
 )
-from tools import assert_same_bits, error_of, params_of, snapshot, weights
+from tools import assert_same_bits, error_of, params_of, saved_and_loaded, snapshot, weights
 
 BASES = [0.5, 0.0, 2.0]
 
@@ -107,13 +106,6 @@ def _train(optimizer, scheduler, steps, seed):
         scheduler.step()
 
 
-def _through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 @pytest.mark.parametrize("tensor", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize("order", ["optimizer-first", "scheduler-first", "built-last"])
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -127,7 +119,7 @@ def test_resumed_to_the_same_bits(name, order, tensor):
     optimizer = build()
     scheduler = SCHEDULERS[name](optimizer)
     _train(optimizer, scheduler, 5, seed=1)
-    saved = _through_a_file([optimizer.state_dict(), scheduler.state_dict(), params_of(optimizer)])
+    saved = saved_and_loaded([optimizer.state_dict(), scheduler.state_dict(), params_of(optimizer)])
     _train(optimizer, scheduler, 8, seed=2)
 
     resumed = build()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import warnings
 
 import pytest
@@ -17,6 +18,7 @@ TWINS = {"Adam": (ProxAdam, torch.optim.Adam), "AdamW": (ProxAdamW, torch.optim.
 # The test gets `ours` and `theirs`, once for Adam and once for AdamW; or ours alone, as `cls`.
 each_twin = pytest.mark.parametrize(("ours", "theirs"), TWINS.values(), ids=TWINS.keys())
 each_class = pytest.mark.parametrize("cls", [ProxAdam, ProxAdamW])
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 LOOP = {"foreach": False}
 # Everything that moves or shrinks a weight, at once.
@@ -40,6 +42,23 @@ def weights(*shapes, dtype=torch.float32):
     return params
 
 
+def regression(contiguous=True):
+    """A weight, a bias and a closure of them, as torch has it in its tests of the direction."""
+    if contiguous:
+        weight, bias = torch.randn(10, 5), torch.randn(10)
+    else:
+        weight, bias = torch.randn(10, 5, 2)[..., 0], torch.randn(10, 2)[..., 0]
+    weight, bias, x = Parameter(weight), Parameter(bias), torch.randn(5)
+
+    def loss():
+        weight.grad = bias.grad = None
+        value = (weight.mv(x) + bias).square().sum()
+        value.backward()
+        return value
+
+    return weight, bias, loss
+
+
 def quantised():
     """A tensor of a dtype that torch is about to give up, and says so."""
     with warnings.catch_warnings():
@@ -58,6 +77,14 @@ def threads(count):
 
 def params_of(optimizer):
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def saved_and_loaded(saved):
+    """What comes back from a file."""
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
 
 
 def snapshot(optimizer):

@@ -1,0 +1,13 @@
+"""What the ranks of a distributed test do: ``python -m ranks WORLD_SIZE FOLDER CHECK...``.
+
+engines.py has the models and how they are distributed; steps.py, scaling.py, dtensors.py,
+reports.py and checkpoints.py what is checked of them; checks.py the list of all; __main__.py runs
+them.
+"""
+
+from __future__ import annotations
+
+from . import checkpoints, dtensors, reports, scaling, steps  # noqa: F401 (each registers its own)
+from .checks import CHECKS
+
+__all__ = ["CHECKS"]
