@@ -94,10 +94,50 @@ def training(name: str) -> Rows:
     return rows
 
 
-def missed() -> str:
-    """The goals that the last run of bench/step.py did not reach, as it printed them."""
-    lines = [line for line in load("step-cpu")["goals"] if line.startswith("MISSED")]
-    return "\n".join(["```", *lines, "```"])
+def goals() -> Rows:
+    """What became of the goals in each run of bench/step.py, those of step-cpu.json first."""
+    runs = [load(name)["goals"] for name in sorted(p.stem for p in RESULTS.glob("step-cpu*.json"))]
+    rows = [["goal", "at least", "reached, run by run", "met"]]
+    for verdicts in zip(*runs, strict=True):
+        first = verdicts[0]
+        rows.append(
+            [
+                first["goal"].replace("'", "`"),
+                f"{first['least']:.3g}",
+                ", ".join(f"{verdict['got']:.3g}" for verdict in verdicts),
+                f"{sum(verdict['met'] for verdict in verdicts)} of {len(runs)}",
+            ]
+        )
+    return rows
+
+
+def wanted_sparsity() -> Rows:
+    """What bench/sparsity.py asked for and got: exact zeros in %, means over its seeds."""
+    arms: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in load("sparsity-digits")["runs"]:
+        arms.setdefault(tuple(run["arm"].values()), []).append(run)
+    asked = sorted({epochs for _, _, epochs, _ in arms})
+    (when,) = {epochs for _, _, epochs, steered in arms if steered}
+    head = ["metric", "wanted", f"guess, asked after {asked[0]} epochs", *map(str, asked[1:])]
+    rows = [[*head, f"steered, from the guess after {when}", "its test accuracy"]]
+    for metric, target in sorted({arm[:2] for arm in arms}):
+        guesses = [_ends(arms[metric, target, epochs, False]) for epochs in asked]
+        steered = arms[metric, target, when, True]
+        ends = _ends(steered)
+        rows.append(
+            [
+                metric,
+                f"{100 * target:g}",
+                *(f"{statistics.fmean(guess):.1f}" for guess in guesses),
+                f"{statistics.fmean(ends):.1f} ({min(ends):.1f}–{max(ends):.1f})",
+                f"{100 * statistics.fmean(run['accuracy'] for run in steered):.2f}",
+            ]
+        )
+    return rows
+
+
+def _ends(runs: list[dict[str, Any]]) -> list[float]:
+    return [100 * run["zeros"][-1] for run in runs]
 
 
 def markdown(rows: Rows) -> str:
@@ -109,8 +149,9 @@ def markdown(rows: Rows) -> str:
 
 TABLES = {
     "step-cpu": lambda: markdown(step_on_cpu()),
-    "step-cpu missed": missed,
+    "step-cpu goals": lambda: markdown(goals()),
     "step-cpu compiled": lambda: markdown(compiled()),
+    "sparsity-digits": lambda: markdown(wanted_sparsity()),
     "train-digits": lambda: markdown(training("train-digits")),
     "train-fashion-mnist": lambda: markdown(training("train-fashion-mnist")),
 }
