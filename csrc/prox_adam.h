@@ -12,38 +12,16 @@
 
 #include <math.h>  // for sqrt, sqrtf, pow
 
-#if defined(__CUDACC__)
-#define PROXADAM_INLINE static __host__ __device__ __forceinline__
-#elif defined(_MSC_VER)
-#define PROXADAM_INLINE static __forceinline
-#else
-#define PROXADAM_INLINE static inline __attribute__((always_inline))
-#endif
+#include "options.h"  // for Options, PROXADAM_INLINE
 
 namespace proxadam {
-
-// The options of a parameter group, as the user gave them.
-struct Options {
-  double lr;
-  double beta1;
-  double beta2;
-  double eps;
-  double weight_decay;
-  double l1;
-  double l2;
-  double max_shrink;
-  bool euclidean;
-  bool amsgrad;
-  bool maximize;
-  bool decoupled_weight_decay;
-};
 
 // What becomes of the parameter: nothing where lr = 0, Adam's result, or its prox in a metric.
 enum class Update { kFrozen, kAdam, kAdaptive, kEuclidean };
 
 PROXADAM_INLINE Update update_of(const Options& o) {
-  if (o.lr == 0) return Update::kFrozen;
-  if (o.l1 == 0 && o.l2 == 0) return Update::kAdam;
+  if (o.lr.value == 0) return Update::kFrozen;
+  if (o.l1.value == 0 && o.l2.value == 0) return Update::kAdam;
   return o.euclidean ? Update::kEuclidean : Update::kAdaptive;
 }
 
@@ -82,25 +60,35 @@ struct StepConstants {
   }
 };
 
+// Whether a step can be taken: with betas of 1 and more, which cyclic schedules pass through, there
+// is not always a bias correction to divide by. `step` counts from 1.
+PROXADAM_INLINE bool has_bias_corrections(const Options& o, double step) {
+  const double bias_correction1 = 1 - pow(o.beta1.value, step);
+  const double bias_correction2 = 1 - pow(o.beta2.value, step);
+  const bool finite = bias_correction1 - bias_correction1 == 0 && bias_correction2 < HUGE_VAL;
+  return finite && bias_correction1 != 0 && bias_correction2 > 0;
+}
+
 // `step` counts from 1.
 PROXADAM_INLINE StepConstants<double> step_constants(const Options& o, double step,
                                                      double grad_scale) {
-  const double bias_correction1 = 1 - pow(o.beta1, step);
-  const double bias_correction2 = 1 - pow(o.beta2, step);
+  const double lr = o.lr.value;
+  const double bias_correction1 = 1 - pow(o.beta1.value, step);
+  const double bias_correction2 = 1 - pow(o.beta2.value, step);
   StepConstants<double> c;
   c.grad_sign = o.maximize ? -1 : 1;
   c.grad_scale = grad_scale;
-  c.coupled_decay = o.decoupled_weight_decay ? 0 : o.weight_decay;
-  c.decay_factor = o.decoupled_weight_decay ? 1 - o.lr * o.weight_decay : 1;
-  c.lerp_weight = 1 - o.beta1;
-  c.beta2 = o.beta2;
-  c.one_minus_beta2 = 1 - o.beta2;
+  c.coupled_decay = o.decoupled_weight_decay ? 0 : o.weight_decay.value;
+  c.decay_factor = o.decoupled_weight_decay ? 1 - lr * o.weight_decay.value : 1;
+  c.lerp_weight = 1 - o.beta1.value;
+  c.beta2 = o.beta2.value;
+  c.one_minus_beta2 = 1 - o.beta2.value;
   c.inv_bias_correction2_sqrt = 1 / sqrt(bias_correction2);
-  c.eps = o.eps;
-  c.step_size = o.lr / bias_correction1;
-  c.lr_l1 = o.lr * o.l1;
-  c.lr_l2 = o.lr * o.l2;
-  c.max_pull = o.max_shrink * o.lr;
+  c.eps = o.eps.value;
+  c.step_size = lr / bias_correction1;
+  c.lr_l1 = lr * o.l1.value;
+  c.lr_l2 = lr * o.l2.value;
+  c.max_pull = o.max_shrink.value * lr;
   return c;
 }
 

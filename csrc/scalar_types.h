@@ -9,7 +9,7 @@
 #include <stdint.h>  // for uint16_t, uint32_t
 #include <string.h>  // for memcpy
 
-#include "prox_adam.h"  // for PROXADAM_INLINE
+#include "macros.h"  // for PROXADAM_INLINE
 
 namespace proxadam {
 
@@ -22,6 +22,20 @@ struct TensorTypes {
   ScalarType grad;
   ScalarType state;
 };
+
+PROXADAM_INLINE bool is_16_bit(ScalarType type) {
+  return type == ScalarType::kBFloat16 || type == ScalarType::kFloat16;
+}
+
+// Whether a gradient or a moment of this type may go with such a parameter.
+PROXADAM_INLINE bool goes_with(ScalarType param, ScalarType type) {
+  return type == param || (is_16_bit(param) && type == ScalarType::kFloat32);
+}
+
+// Whether kernels are compiled for the three together.
+PROXADAM_INLINE bool is_legal(const TensorTypes& types) {
+  return goes_with(types.param, types.grad) && goes_with(types.param, types.state);
+}
 
 struct bfloat16 {
   uint16_t bits;

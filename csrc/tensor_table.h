@@ -5,11 +5,21 @@
 #include <cstdint>  // for int32_t, int64_t, uint32_t
 #include <vector>   // for vector
 
-#include "device_options.h"  // for DeviceOptions
-#include "prox_adam.h"       // for Options, StepConstants
-#include "scalar_types.h"    // for ScalarType, TensorTypes
+#include "options.h"       // for DeviceScalar, Options
+#include "prox_adam.h"     // for StepConstants
+#include "scalar_types.h"  // for TensorTypes
 
 namespace proxadam {
+
+// Where a parameter, its gradient and its state begin: dense, all of the same strides, so that one
+// index finds the same element in each.
+struct Buffers {
+  void* param;
+  void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* max_exp_avg_sq;  // null unless amsgrad
+};
 
 // A parameter's `step` tensor: one float32 or float64, on the host or beside the parameter.
 struct StepCounter {
@@ -30,14 +40,9 @@ struct StepCounter {
   }
 };
 
-// One parameter with its gradient and state: dense, all of the same strides, so that one index
-// finds the same element in each.
+// One parameter on its way through a step.
 struct TensorEntry {
-  void* param;
-  void* grad;
-  void* exp_avg;
-  void* exp_avg_sq;
-  void* max_exp_avg_sq;  // null unless amsgrad
+  Buffers buffers;
   std::int64_t numel;
   StepCounter counter;
   double step;  // the number of this step, where the counter is on the host
@@ -47,11 +52,19 @@ struct TensorEntry {
   std::uint32_t constants;  // index into TensorTable::constants, where the step is on the host
 };
 
+// What a step needs to know of a device that has parameters.
+struct Device {
+  std::int32_t index;
+  void* stream;             // torch's current one; null on the CPU
+  DeviceScalar grad_scale;  // in its memory; null where the gradients are as they should be
+  DeviceScalar found_inf;   // anything but zero: the step is not taken; not asked on the CPU
+};
+
 struct TensorTable {
   std::vector<TensorEntry> entries;
   std::vector<Options> options;                  // one a group
-  std::vector<DeviceOptions> device_options;     // one a group
   std::vector<StepConstants<double>> constants;  // one for each distinct (group, step)
+  std::vector<Device> devices;
 };
 
 }  // namespace proxadam

@@ -97,10 +97,10 @@ def test_capability_from_the_environment(kernel_module):
 
 
 def test_fused_false_and_an_explicit_foreach_forbid_the_kernel(kernel_module, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("the kernel was called")
 
-    monkeypatch.setattr(kernel_module, "step", refuse)
+    monkeypatch.setattr(kernel_module, "admit", refuse)
     for options in ({"fused": False}, {"foreach": False}, {"foreach": True}):
         param = Parameter(torch.ones(3))
         param.grad = torch.ones(3)

@@ -45,7 +45,7 @@ class Kernel:
             steps = [s for g in groups for s in g.state_steps] if self.steps_on_host else []
             self.fake.keep_on_host({t.data_ptr() for t in steps})
         given = [[] if t is None else [t] for t in (grad_scale, found_inf)]
-        return self.module.step(groups, *given)
+        return self.module.admit(groups, *given)
 
     def step_at(self, value, dtype=torch.float32):
         device = "cpu" if self.steps_on_host else DEVICE
@@ -96,7 +96,7 @@ def cpu_step(tensors, steps, **options):
     """The CPU kernel's step on the same numbers."""
     steps = [torch.tensor(float(s)) for s in steps]
     module = backends.kernel("cpu")
-    assert module.step([group_of(tensors, steps, **options)]) is None
+    assert module.admit([group_of(tensors, steps, **options)]) is None
 
 
 def assert_as_cpu(actual, expected, dtype):

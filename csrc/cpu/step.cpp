@@ -18,15 +18,16 @@ void run(std::int64_t from, std::int64_t to, void* context) {
   const Work& work = *static_cast<const Work*>(context);
   work.plan.visit(from, to, [&](std::size_t i, std::int64_t begin, std::int64_t end) {
     const TensorEntry& entry = work.table.entries[i];
-    work.kernels[i]({entry.param, entry.grad, entry.exp_avg, entry.exp_avg_sq, entry.max_exp_avg_sq,
+    const Buffers& b = entry.buffers;
+    work.kernels[i]({b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.max_exp_avg_sq,
                      &work.table.constants[entry.constants], begin, end});
   });
 }
 
 }  // namespace
 
-void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for,
-              bool unscale) {
+void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for) {
+  const bool unscale = !table.devices.empty() && table.devices.front().grad_scale.data;
   Work work{table, {}, {}};
   work.plan.reserve(table.entries.size());
   work.kernels.reserve(table.entries.size());

@@ -161,8 +161,7 @@ struct BlockConstants {
 template <typename opmath_t, int bytes>
 __device__ __forceinline__ BlockConstants<opmath_t> compute_constants(
     const LaunchTable<opmath_t, bytes>& table, int index) {
-  const ConstantSource& source = table.sources[table.constants[index]];
-  const Options options = DeviceOptions::read(source.device_options, source.options);
+  const Options options = read_numbers(table.sources[table.constants[index]]);
   const StepKind kind = table.step_kind[index];
   double step = table.row[index].step.number;
   if (kind == StepKind::kFloat32) {
@@ -170,9 +169,9 @@ __device__ __forceinline__ BlockConstants<opmath_t> compute_constants(
   } else if (kind == StepKind::kFloat64) {
     step = *static_cast<const double*>(table.row[index].step.address) + 1.0;
   }
-  const double grad_scale = DeviceScalar::read(table.grad_scale, 1);
+  const double grad_scale = read_or(table.grad_scale, 1);
   return {StepConstants<opmath_t>::from(step_constants(options, step, grad_scale)),
-          update_of(options), DeviceScalar::read(table.found_inf, 0) != 0};
+          update_of(options), read_or(table.found_inf, 0) != 0};
 }
 
 // The last row whose first chunk is not behind `chunk`.

@@ -7,8 +7,8 @@
 
 #include <cstdint>  // for int64_t, uint8_t, uint16_t, uint32_t
 
-#include "../device_options.h"  // for DeviceOptions, DeviceScalar
-#include "../prox_adam.h"       // for Options, StepConstants, Update
+#include "../options.h"    // for DeviceScalar, Options
+#include "../prox_adam.h"  // for StepConstants, Update
 
 namespace proxadam {
 
@@ -48,12 +48,6 @@ struct KnownConstants {
   Update update;
 };
 
-// What each block computes its constants from, where the host cannot.
-struct ConstantSource {
-  Options options;
-  DeviceOptions device_options;
-};
-
 // Tensors of one set of dtypes on one device, cut into chunks of `chunk` elements from each one's
 // start: a block finds its tensor in `first_chunk`, the running sum of their counts of chunks.
 template <typename opmath_t, int bytes>
@@ -63,16 +57,16 @@ struct LaunchTable {
   static constexpr int kConstantBytes = bytes / 8 / 8 * 8;
   static constexpr int kRows = (bytes - kHeaderBytes - kConstantBytes - 8) / kRowBytes;
   static constexpr int kKnown = kConstantBytes / sizeof(KnownConstants<opmath_t>);
-  static constexpr int kSources = kConstantBytes / sizeof(ConstantSource);
+  static constexpr int kSources = kConstantBytes / sizeof(Options);
 
   DeviceScalar grad_scale;  // the gradients are divided by it, and written back divided
   DeviceScalar found_inf;   // anything but zero: the launch does nothing
   std::int32_t rows;
   std::int32_t chunk;
-  bool computes_constants;  // from `sources`, once a block
+  bool computes_constants;  // from `sources`, once a block, where the host cannot
   union {
     KnownConstants<opmath_t> known[kKnown];
-    ConstantSource sources[kSources];
+    Options sources[kSources];
   };
   Row row[kRows];
   std::uint32_t first_chunk[kRows];

@@ -14,7 +14,7 @@ namespace {
 // Adds one to each counter: a launch of its own, behind every block that reads one.
 __global__ void __launch_bounds__(kThreads)
     count_step_kernel(const __grid_constant__ CounterTable table) {
-  if (DeviceScalar::read(table.found_inf, 0) != 0) return;
+  if (read_or(table.found_inf, 0) != 0) return;
   for (int i = threadIdx.x; i < table.rows; i += blockDim.x) {
     if (table.is_double[i]) {
       *static_cast<double*>(table.counter[i]) += 1;
@@ -54,17 +54,13 @@ struct Batch {
   std::int64_t numel = 0;
 };
 
-bool any(const DeviceOptions& o) {
-  return o.lr.data || o.beta1.data || o.beta2.data || o.l1.data || o.l2.data;
-}
-
-std::vector<Batch> batches_of(const TensorTable& table, const DeviceContext& context) {
+std::vector<Batch> batches_of(const TensorTable& table, const Device& context) {
   const bool amp = context.grad_scale.data || context.found_inf.data;
   std::vector<Batch> batches;
   for (const TensorEntry& entry : table.entries) {
-    if (entry.device != context.device || entry.numel == 0) continue;
+    if (entry.device != context.index || entry.numel == 0) continue;
     const Kind kind{entry.types, table.options[entry.group].amsgrad,
-                    amp || !entry.counter.on_host || any(table.device_options[entry.group])};
+                    amp || !entry.counter.on_host || any_on_device(table.options[entry.group])};
     auto batch = std::find_if(batches.begin(), batches.end(),
                               [&](const Batch& b) { return b.kind == kind; });
     if (batch == batches.end()) batch = batches.insert(batch, Batch{kind, {}, 0});
@@ -88,7 +84,7 @@ class Packer {
   using opmath_t = typename OpMath<param_t>::type;
   using Table = LaunchTable<opmath_t, bytes>;
 
-  Packer(const TensorTable& table, const DeviceContext& context, const Kind& kind,
+  Packer(const TensorTable& table, const Device& context, const Kind& kind,
          std::int32_t chunk)
       : table_(table),
         stream_(context.stream),
@@ -113,11 +109,11 @@ class Packer {
     if (sets_ == 0 || key != last_key_) add_constants(entry, key);
     const int i = packed_->rows++;
     Row& row = packed_->row[i];
-    row.param = entry.param;
-    row.grad = entry.grad;
-    row.exp_avg = entry.exp_avg;
-    row.exp_avg_sq = entry.exp_avg_sq;
-    row.max_exp_avg_sq = entry.max_exp_avg_sq;
+    row.param = entry.buffers.param;
+    row.grad = entry.buffers.grad;
+    row.exp_avg = entry.buffers.exp_avg;
+    row.exp_avg_sq = entry.buffers.exp_avg_sq;
+    row.max_exp_avg_sq = entry.buffers.max_exp_avg_sq;
     row.numel = entry.numel;
     if (entry.counter.on_host) {
       row.step.number = entry.step;
@@ -144,7 +140,7 @@ class Packer {
   void add_constants(const TensorEntry& entry, std::uint32_t key) {
     const Options& options = table_.options[entry.group];
     if (packed_->computes_constants) {
-      packed_->sources[sets_] = {options, table_.device_options[entry.group]};
+      packed_->sources[sets_] = options;
     } else {
       packed_->known[sets_] = {StepConstants<opmath_t>::from(table_.constants[entry.constants]),
                                update_of(options)};
@@ -163,7 +159,7 @@ class Packer {
 };
 
 template <typename param_t, int bytes>
-void launch_batch(const TensorTable& table, const DeviceContext& context, const Batch& batch,
+void launch_batch(const TensorTable& table, const Device& context, const Batch& batch,
                   std::int32_t chunk) {
   Packer<param_t, bytes> packer(table, context, batch.kind, chunk);
   for (const TensorEntry* entry : batch.entries) packer.add(*entry);
@@ -171,7 +167,7 @@ void launch_batch(const TensorTable& table, const DeviceContext& context, const 
 }
 
 template <typename param_t>
-void launch_batch(const TensorTable& table, const DeviceContext& context, const Batch& batch,
+void launch_batch(const TensorTable& table, const Device& context, const Batch& batch,
                   std::int32_t chunk) {
   using Small = LaunchTable<typename OpMath<param_t>::type, kSmallTable>;
   if (batch.entries.size() <= Small::kRows) {
@@ -181,7 +177,7 @@ void launch_batch(const TensorTable& table, const DeviceContext& context, const 
   }
 }
 
-void launch_batch(const TensorTable& table, const DeviceContext& context, const Batch& batch,
+void launch_batch(const TensorTable& table, const Device& context, const Batch& batch,
                   std::int32_t chunk) {
   switch (batch.kind.types.param) {
     case ScalarType::kFloat32:
@@ -195,12 +191,12 @@ void launch_batch(const TensorTable& table, const DeviceContext& context, const 
   }
 }
 
-void count_steps(const TensorTable& table, const DeviceContext& context) {
+void count_steps(const TensorTable& table, const Device& context) {
   CounterTable counters;
   counters.found_inf = context.found_inf;
   counters.rows = 0;
   for (const TensorEntry& entry : table.entries) {
-    if (entry.device != context.device || entry.counter.on_host) continue;
+    if (entry.device != context.index || entry.counter.on_host) continue;
     counters.counter[counters.rows] = entry.counter.data;
     counters.is_double[counters.rows] = entry.counter.is_double;
     if (++counters.rows == CounterTable::kRows) {
@@ -247,10 +243,10 @@ std::int32_t chunk_for(std::int64_t numel, int multiprocessors) {
       std::min(std::max<std::int64_t>(strides, 1) * kStride, kLongest));
 }
 
-void step_cuda(const TensorTable& table, const std::vector<DeviceContext>& devices) {
-  for (const DeviceContext& context : devices) {
-    const DeviceGuard guard(context.device);
-    const int processors = multiprocessors(context.device);
+void step_cuda(const TensorTable& table) {
+  for (const Device& context : table.devices) {
+    const DeviceGuard guard(context.index);
+    const int processors = multiprocessors(context.index);
     for (const Batch& batch : batches_of(table, context)) {
       launch_batch(table, context, batch, chunk_for(batch.numel, processors));
     }

@@ -2,25 +2,16 @@
 
 #pragma once
 
-#include <vector>  // for vector
+#include <cstdint>  // for int32_t, int64_t
 
-#include "../device_options.h"  // for DeviceScalar
 #include "../tensor_table.h"    // for TensorTable
 
 namespace proxadam {
 
-// What a step needs to know of a device that has parameters.
-struct DeviceContext {
-  int device;
-  void* stream;             // a cudaStream_t: torch's current one
-  DeviceScalar grad_scale;  // in its memory; null where the gradients are as they should be
-  DeviceScalar found_inf;
-};
-
-// Queues the update of every entry, in place, on the streams of `devices`, and of the counters
+// Queues the update of every entry, in place, on the streams of its devices, and of the counters
 // that lie there; waits for nothing. Counters on the host are left to the caller.
 // Throws std::runtime_error if a launch fails.
-void step_cuda(const TensorTable& table, const std::vector<DeviceContext>& devices);
+void step_cuda(const TensorTable& table);
 
 // Loads every kernel to a device: a capture in progress may forbid it later.
 // Throws std::runtime_error where the device cannot run them.

@@ -1,7 +1,9 @@
+// Holds what a step was given, looks at it through DLPack's exchange table, and turns away what the
+// kernel must not touch.
+
 #include "gatekeeper.h"
 
-#include <algorithm>  // for binary_search, sort, unique
-#include <array>      // for array
+#include <algorithm>  // for any_of, binary_search, remove_if, stable_sort, unique
 #include <stdexcept>  // for invalid_argument, runtime_error
 #include <string>     // for string, to_string
 #include <utility>    // for move
@@ -10,276 +12,325 @@
 #include "tensor_view.h"  // for is_dense, numel, same_layout, ...
 
 namespace proxadam {
-namespace {
 
 namespace py = pybind11;
 
-enum Slot { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kStep, kSlots };
-constexpr const char* kListNames[kSlots] = {"params",      "grads",           "exp_avgs",
-                                            "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"};
+namespace {
 
-bool flag(py::handle group, const char* name) {
-  const int truth = PyObject_IsTrue(py::object(group.attr(name)).ptr());
+py::tuple tuple_of(const py::object& list) {
+  PyObject* tuple = PySequence_Tuple(list.ptr());
+  if (!tuple) throw py::error_already_set();
+  return py::reinterpret_steal<py::tuple>(tuple);
+}
+
+bool flag(py::handle options, const char* name) {
+  const int truth = PyObject_IsTrue(py::object(options.attr(name)).ptr());
   if (truth < 0) throw py::error_already_set();
   return truth;
 }
 
-// Where in the Python objects of a type the at::Tensor is, looked for in an example by the one
-// pointer that it consists of; 0 if it is not found.
-std::size_t find_at_tensor(const py::type& type) {
-  const py::object example = type();
-  const auto address = example.attr("_cdata").cast<std::uintptr_t>();
-  const auto* object = reinterpret_cast<const char*>(example.ptr());
-  const auto size = static_cast<std::size_t>(Py_TYPE(example.ptr())->tp_basicsize);
-  for (std::size_t at = sizeof(PyObject); at + sizeof(address) <= size; at += sizeof(address)) {
-    if (*reinterpret_cast<const std::uintptr_t*>(object + at) == address) return at;
-  }
-  return 0;
+bool before(const Refusal& a, const Refusal& b) {
+  return a.group != b.group ? a.group < b.group : a.param < b.param;
 }
 
-constexpr std::int32_t kAnyDevice = -1;
+// `refusals` are in order.
+bool holds(const std::vector<Refusal>& refusals, std::size_t group, std::size_t param) {
+  const Refusal wanted{group, param, Reason::fits, kParams};
+  return std::binary_search(refusals.begin(), refusals.end(), wanted, before);
+}
 
-// Whether a kernel on `device` can read all of these.
-bool reaches(const DeviceOptions& options, std::int32_t device) {
-  for (const DeviceScalar& scalar :
-       {options.lr, options.beta1, options.beta2, options.l1, options.l2}) {
-    if (scalar.data && scalar.device != device) return false;
+bool same_param(const Refusal& a, const Refusal& b) {
+  return a.group == b.group && a.param == b.param;
+}
+
+Reason check_options(const Options& options, const TensorEntry& entry) {
+  if (!readable_on(options, entry.device)) return Reason::option_device;
+  if (entry.counter.on_host && !has_bias_corrections(options, entry.step)) return Reason::betas;
+  return Reason::fits;
+}
+
+// The index of an entry's constants, which are computed unless the entry before has the same.
+std::uint32_t constants_of(const TensorEntry& entry, double grad_scale, TensorTable& table) {
+  const TensorEntry* before = table.entries.empty() ? nullptr : &table.entries.back();
+  if (before && before->counter.on_host && before->group == entry.group &&
+      before->step == entry.step) {
+    return before->constants;
   }
-  return true;
+  const Options& options = table.options[entry.group];
+  table.constants.push_back(step_constants(options, entry.step, grad_scale));
+  return static_cast<std::uint32_t>(table.constants.size() - 1);
+}
+
+// Adds refusals for what shares memory, and takes those parameters out of the table.
+void turn_away_shared(std::vector<Extent> extents, std::vector<std::size_t>& params, Look& look) {
+  const auto shared = overlapping(std::move(extents));
+  if (shared.empty()) return;
+  for (const auto& [group, param] : shared) {
+    look.refusals.push_back({group, param, Reason::shares_memory, kParams});
+  }
+  std::stable_sort(look.refusals.begin(), look.refusals.end(), before);
+  look.refusals.erase(std::unique(look.refusals.begin(), look.refusals.end(), same_param),
+                      look.refusals.end());
+  auto& entries = look.table.entries;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (!holds(look.refusals, entries[i].group, params[i])) entries[kept++] = entries[i];
+  }
+  entries.resize(kept);
 }
 
 }  // namespace
 
+const char* name_of(Reason reason) {
+  static constexpr const char* kNames[] = {
+      "fits",
+#define PROXADAM_NAME(name) #name,
+      PROXADAM_REASONS(PROXADAM_NAME)
+#undef PROXADAM_NAME
+  };
+  return kNames[static_cast<std::size_t>(reason)];
+}
+
+// One parameter with all that belongs to it, as it is looked at.
+struct Gatekeeper::Candidate {
+  PyObject* tensors[kSlots];  // null where the group has none of a kind
+  DLTensor param;
+  Slot slot;  // the one that is looked at, and at the end the one that a reason is about
+};
+
 Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter,
                        DLDeviceType device_type, std::vector<bool> devices,
-                       StorageFunctions storage)
+                       const Functions& functions)
     : exchange_(exchange.get_pointer<DLPackExchangeAPI>()),
       tensor_(std::move(tensor)),
       parameter_(std::move(parameter)),
-      is_neg_(tensor_.attr("is_neg")),
-      version_(py::reinterpret_steal<py::str>(PyUnicode_InternFromString("_version"))),
-      untyped_storage_(tensor_.attr("untyped_storage")),
+      facts_(tensor_, parameter_, functions),
       device_type_(device_type),
-      devices_(std::move(devices)),
-      storage_(storage) {
+      devices_(std::move(devices)) {
   const DLPackVersion& version = exchange_->header.version;
   if (version.major != 1 || !exchange_->dltensor_from_py_object_no_sync) {
     throw std::runtime_error("torch's DLPack exchange table is of version " +
                              std::to_string(version.major) + "." + std::to_string(version.minor) +
                              ", which this build of proxadam does not know; it knows 1.x");
   }
-  if (storage_.bytes && storage_.offset) {
-    at_tensor_ = find_at_tensor(tensor_);
-    if (at_tensor_ != find_at_tensor(parameter_)) at_tensor_ = 0;
-  }
 }
 
-Admission Gatekeeper::admit(const py::list& groups, bool writes_grads) const {
-  Admission admission;
-  TensorTable& table = admission.table;
-  admission.rejected.resize(groups.size());
-  std::vector<std::size_t> positions;  // of each entry, in its group's lists
-  std::vector<Extent> extents;
+// ---- holding ----------------------------------------------------------------------------------
 
-  for (std::size_t g = 0; g < groups.size(); ++g) {
-    const py::handle group = groups[g];
-    DeviceOptions device_options{};
-    const Options options = read_options(group, device_options);
-    table.options.push_back(options);
-    table.device_options.push_back(device_options);
+HeldStep Gatekeeper::hold(const py::list& groups, const py::list& grad_scales,
+                          const py::list& found_infs) const {
+  HeldStep step{{}, tuple_of(grad_scales), tuple_of(found_infs)};
+  for (const py::handle group : tuple_of(groups)) step.groups.push_back(hold(group));
+  return step;
+}
 
-    std::array<py::list, kSlots> lists;
-    for (int slot = 0; slot < kSlots; ++slot) lists[slot] = group.attr(kListNames[slot]);
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if (slot == kMaxExpAvgSq && !options.amsgrad) continue;
-      if (lists[slot].size() != lists[kParam].size()) {
-        throw std::invalid_argument(std::string(kListNames[slot]) + " and params differ in length");
-      }
-    }
-    for (std::size_t i = 0; i < lists[kParam].size(); ++i) {
-      PyObject* tensors[kSlots] = {};
-      for (int slot = 0; slot < kSlots; ++slot) {
-        if (slot == kMaxExpAvgSq && !options.amsgrad) continue;
-        tensors[slot] = PyList_GET_ITEM(lists[slot].ptr(), static_cast<Py_ssize_t>(i));
-      }
-      DLTensor param, grad;
-      const bool seen = view(tensors[kParam], param);
-      if (seen) extents.push_back(extent_of(param, g, i));
-      if (writes_grads && view(tensors[kGrad], grad)) extents.push_back(extent_of(grad, g, i));
-      TensorEntry entry{};
-      entry.group = static_cast<std::uint32_t>(g);
-      if (!seen || !fits(param, tensors, options.amsgrad, entry) ||
-          !reaches(device_options, entry.device)) {
-        admission.rejected[g].push_back(i);
-        continue;
-      }
-      table.entries.push_back(entry);
-      positions.push_back(i);
+HeldGroup Gatekeeper::hold(py::handle group) const {
+  HeldGroup held;
+  const py::object options = group.attr("options");
+  py::object tensor;
+#define PROXADAM_HOLD(name)                                     \
+  held.options.name = number(options, #name, tensor);           \
+  if (tensor) held.on_device.emplace_back(&Options::name, std::move(tensor));
+#define PROXADAM_HOLD_FLAG(name) held.options.name = flag(options, #name);
+  PROXADAM_OPTIONS(PROXADAM_HOLD, PROXADAM_HOLD_FLAG)
+#undef PROXADAM_HOLD
+#undef PROXADAM_HOLD_FLAG
+  for (int slot = 0; slot < kSlots; ++slot) {
+    if (slot == kMaxExpAvgSqs && !held.options.amsgrad) continue;
+    held.tensors[slot] = tuple_of(group.attr(kSlotNames[slot]));
+    if (held.tensors[slot].size() != held.tensors[kParams].size()) {
+      throw std::invalid_argument(std::string(kSlotNames[slot]) + " and params differ in length");
     }
   }
-
-  const auto shared = overlapping(std::move(extents));
-  for (const auto& [group, position] : shared) admission.rejected[group].push_back(position);
-  for (std::vector<std::size_t>& indices : admission.rejected) {
-    std::sort(indices.begin(), indices.end());
-    indices.erase(std::unique(indices.begin(), indices.end()), indices.end());
-  }
-  if (!shared.empty()) {
-    std::size_t kept = 0;
-    for (std::size_t i = 0; i < positions.size(); ++i) {
-      const auto& rejected = admission.rejected[table.entries[i].group];
-      if (std::binary_search(rejected.begin(), rejected.end(), positions[i])) continue;
-      table.entries[kept++] = table.entries[i];
-    }
-    table.entries.resize(kept);
-  }
-  return admission;
+  return held;
 }
 
-Options Gatekeeper::read_options(py::handle group, DeviceOptions& device_options) const {
-  DeviceScalar none{};
-  Options o;
-  o.lr = number(group, "lr", device_options.lr);
-  o.beta1 = number(group, "beta1", device_options.beta1);
-  o.beta2 = number(group, "beta2", device_options.beta2);
-  o.eps = number(group, "eps", none);
-  o.weight_decay = number(group, "weight_decay", none);
-  o.l1 = number(group, "l1", device_options.l1);
-  o.l2 = number(group, "l2", device_options.l2);
-  o.max_shrink = number(group, "max_shrink", none);
-  o.euclidean = group.attr("metric").cast<std::string>() == "euclidean";
-  o.amsgrad = flag(group, "amsgrad");
-  o.maximize = flag(group, "maximize");
-  o.decoupled_weight_decay = flag(group, "decoupled_weight_decay");
-  return o;
-}
-
-double Gatekeeper::number(py::handle group, const char* name, DeviceScalar& on_device) const {
-  const py::object attribute = group.attr(name);
-  if (!PyFloat_Check(attribute.ptr()) && device_type_ != kDLCPU) {
-    on_device = scalar(attribute, kAnyDevice);
-    if (on_device.data) return 0;
-  }
-  const double value = PyFloat_AsDouble(py::float_(attribute).ptr());
-  if (PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-DeviceScalar Gatekeeper::scalar(py::handle tensor, std::int32_t device) const {
-  DLTensor seen;
-  DeviceScalar found{};
-  if (!view(tensor.ptr(), seen) || seen.device.device_type != device_type_ || numel(seen) != 1 ||
-      (device != kAnyDevice && seen.device.device_id != device) ||
-      !scalar_type(seen.dtype, found.dtype) || is_16_bit(found.dtype)) {
+Number Gatekeeper::number(py::handle options, const char* name, py::object& on_device) const {
+  py::object value = options.attr(name);
+  if (!PyFloat_Check(value.ptr()) && device_type_ != kDLCPU && scalar(value).data) {
+    on_device = std::move(value);
     return {};
   }
-  found.data = seen.data;
-  found.device = seen.device.device_id;
-  return found;
+  on_device = py::object();
+  const double read = PyFloat_AsDouble(py::float_(value).ptr());
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return {read, {}};
 }
 
-void* Gatekeeper::stream(std::int32_t device) const {
-  void* stream = nullptr;
-  if (exchange_->current_work_stream(device_type_, device, &stream) != 0) {
-    throw py::error_already_set();
+// ---- looking ----------------------------------------------------------------------------------
+
+Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused) const {
+  const TensorFacts::Quiet quiet(facts_);
+  const bool writes_grads = !step.grad_scales.empty();
+  // On the CPU it is read here; on a device the kernel reads it.
+  const double grad_scale =
+      device_type_ == kDLCPU ? read_or(scalar_on(step.grad_scales, 0), 1) : 1;
+  Look look;
+  TensorTable& table = look.table;
+  std::vector<std::size_t> params;  // of each entry, its index in its group
+  std::vector<Extent> extents;      // of all memory that will be written, by whom it may be
+
+  for (std::size_t g = 0; g < step.groups.size(); ++g) {
+    const HeldGroup& held = step.groups[g];
+    Options& options = table.options.emplace_back(held.options);
+    for (const auto& [number, tensor] : held.on_device) {
+      (options.*number).on_device = scalar(tensor);
+    }
+    for (std::size_t i = 0; i < held.tensors[kParams].size(); ++i) {
+      Candidate candidate{};
+      for (int slot = 0; slot < kSlots; ++slot) {
+        if (slot == kMaxExpAvgSqs && !options.amsgrad) continue;
+        candidate.tensors[slot] =
+            PyTuple_GET_ITEM(held.tensors[slot].ptr(), static_cast<Py_ssize_t>(i));
+      }
+      TensorEntry entry{};
+      entry.group = static_cast<std::uint32_t>(g);
+      DLTensor grad;
+      Reason reason = view(candidate.tensors[kParams], candidate.param);
+      if (reason == Reason::fits) {
+        extents.push_back(extent_of(candidate.param, g, i));
+        if (writes_grads && view(candidate.tensors[kGrads], grad) == Reason::fits) {
+          extents.push_back(extent_of(grad, g, i));
+        }
+        reason = check(candidate, entry);
+      }
+      if (!refused.empty() && holds(refused, g, i)) continue;
+      if (reason == Reason::fits) reason = check_options(options, entry);
+      if (reason != Reason::fits) {
+        look.refusals.push_back({g, i, reason, candidate.slot});
+        continue;
+      }
+      if (entry.counter.on_host) {
+        entry.constants = constants_of(entry, grad_scale, table);
+      }
+      table.entries.push_back(entry);
+      params.push_back(i);
+    }
   }
-  return stream;
+  turn_away_shared(std::move(extents), params, look);
+  if (!refused.empty()) {
+    const auto known = [&](const Refusal& r) { return holds(refused, r.group, r.param); };
+    look.refusals.erase(std::remove_if(look.refusals.begin(), look.refusals.end(), known),
+                        look.refusals.end());
+  }
+
+  for (const TensorEntry& entry : table.entries) {
+    const auto known = [&](const Device& d) { return d.index == entry.device; };
+    if (std::any_of(table.devices.begin(), table.devices.end(), known)) continue;
+    table.devices.push_back(device(entry.device, step));
+  }
+  return look;
 }
 
-bool Gatekeeper::fits(const DLTensor& param, PyObject* const* tensors, bool amsgrad,
-                      TensorEntry& entry) const {
-  DLTensor other;
-  ScalarType type;
-  if (param.device.device_type != device_type_ || !scalar_type(param.dtype, entry.types.param)) {
-    return false;
-  }
+Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
+  const DLTensor& param = candidate.param;
+  if (param.device.device_type != device_type_) return Reason::device;
   entry.device = param.device.device_id;
   if (static_cast<std::size_t>(entry.device) >= devices_.size() || !devices_[entry.device]) {
-    return false;
+    return Reason::device;
   }
-  entry.numel = numel(param);
-  if (!is_dense(param, entry.numel) || !is_whole(param) || !is_allocated(tensors[kParam], param)) {
-    return false;
-  }
-  entry.param = param.data;
+  if (!scalar_type(param.dtype, entry.types.param)) return Reason::dtype;
   entry.types.grad = entry.types.state = entry.types.param;
+  entry.numel = numel(param);
+  if (!is_dense(param, entry.numel)) return Reason::not_dense;
 
-  void** addresses[kSlots] = {nullptr, &entry.grad, &entry.exp_avg, &entry.exp_avg_sq,
-                              &entry.max_exp_avg_sq};
-  for (int slot = kGrad; slot <= (amsgrad ? kMaxExpAvgSq : kExpAvgSq); ++slot) {
-    if (!view(tensors[slot], other) || !same_device(param, other) ||
-        !scalar_type(other.dtype, type) || !goes_with(entry.types.param, type) ||
-        !same_layout(param, other, entry.numel) || !is_whole(other) ||
-        !is_allocated(tensors[slot], other)) {
-      return false;
+  void** addresses[kStateSteps] = {&entry.buffers.param, &entry.buffers.grad,
+                                   &entry.buffers.exp_avg, &entry.buffers.exp_avg_sq,
+                                   &entry.buffers.max_exp_avg_sq};
+  for (int slot = kParams; slot < kStateSteps; ++slot) {
+    PyObject* tensor = candidate.tensors[slot];
+    if (!tensor) continue;
+    candidate.slot = static_cast<Slot>(slot);
+    DLTensor seen = param;
+    if (slot != kParams) {
+      ScalarType type;
+      const Reason reason = view(tensor, seen);
+      if (reason != Reason::fits) return reason;
+      if (!same_device(param, seen)) return Reason::device;
+      if (!scalar_type(seen.dtype, type)) return Reason::dtype;
+      if (slot == kGrads) entry.types.grad = type;
+      if (slot == kExpAvgs) entry.types.state = type;
+      if (slot > kExpAvgs && type != entry.types.state) return Reason::dtype;
+      if (!is_legal(entry.types)) return Reason::dtype;
+      if (!same_layout(param, seen, entry.numel)) return Reason::layout;
     }
-    if (slot == kGrad) entry.types.grad = type;
-    if (slot == kExpAvg) entry.types.state = type;
-    if (slot > kExpAvg && type != entry.types.state) return false;
-    *addresses[slot] = other.data;
+    const Reason reason = memory(tensor, seen);
+    if (reason != Reason::fits) return reason;
+    if (slot == kParams && facts_.is_inference(tensor)) return Reason::inference;
+    *addresses[slot] = seen.data;
   }
-  if (!counts(tensors[kStep], entry, entry.counter)) return false;
-  if (entry.counter.on_host) entry.step = entry.counter.read() + 1;
-
-  // DLPack does not show these: a view that negates on reading, and a tensor that may be written
-  // in inference mode alone.
-  return !is_inference(tensors[kParam]) && !is_negated(tensors[kParam]) &&
-         !is_negated(tensors[kGrad]);
+  candidate.slot = kStateSteps;
+  return check_step(candidate, entry);
 }
 
-bool Gatekeeper::counts(PyObject* tensor, const TensorEntry& entry, StepCounter& counter) const {
+Reason Gatekeeper::check_step(Candidate& candidate, TensorEntry& entry) const {
+  PyObject* tensor = candidate.tensors[kStateSteps];
   DLTensor step;
   ScalarType type;
-  if (!view(tensor, step) || numel(step) != 1 || !scalar_type(step.dtype, type) ||
-      is_16_bit(type) || !is_allocated(tensor, step)) {
-    return false;
+  const Reason viewed = view(tensor, step);
+  if (viewed != Reason::fits) return viewed;
+  if (numel(step) != 1 || !scalar_type(step.dtype, type) || is_16_bit(type)) return Reason::step;
+  const Reason reason = memory(tensor, step);
+  if (reason != Reason::fits) return reason;
+  entry.counter = {step.data, type == ScalarType::kFloat64, step.device.device_type == kDLCPU};
+  if (!entry.counter.on_host) {
+    return same_device(step, candidate.param) ? Reason::fits : Reason::device;
   }
-  counter = {step.data, type == ScalarType::kFloat64, step.device.device_type == kDLCPU};
-  if (counter.on_host) return counter.read() >= 0;  // NaN is not
-  return step.device.device_type == device_type_ && step.device.device_id == entry.device;
+  entry.step = entry.counter.read() + 1;
+  return entry.step >= 1 ? Reason::fits : Reason::step;  // NaN is not
 }
 
-bool Gatekeeper::view(PyObject* tensor, DLTensor& out) const {
+Reason Gatekeeper::view(PyObject* tensor, DLTensor& out) const {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
-  if (type != tensor_.ptr() && type != parameter_.ptr()) return false;  // a subclass may mean more
-  if (exchange_->dltensor_from_py_object_no_sync(tensor, &out) == 0) {
-    out.data = static_cast<char*>(out.data) + out.byte_offset;
-    return true;
+  if (type != tensor_.ptr() && type != parameter_.ptr()) return Reason::subclass;
+  if (exchange_->dltensor_from_py_object_no_sync(tensor, &out) != 0) {
+    PyErr_Clear();  // sparse, quantised, no storage, ...: Python's checks will say it
+    return Reason::no_view;
   }
-  PyErr_Clear();  // sparse, quantised, no storage, ...: Python's checks will say it
-  return false;
+  out.data = static_cast<char*>(out.data) + out.byte_offset;
+  return Reason::fits;
 }
 
-bool Gatekeeper::is_allocated(PyObject* tensor, const DLTensor& view) const {
-  if (numel(view) == 0) return true;
-  if (at_tensor_) {
-    void* at_tensor = reinterpret_cast<char*>(tensor) + at_tensor_;
-    std::int64_t bytes = 0, offset = 0;
-    if (storage_.bytes(at_tensor, &bytes) || storage_.offset(at_tensor, &offset)) return false;
-    return (offset + span(view)) * (view.dtype.bits / 8) <= bytes;
+// What a kernel that reads or writes at this address must know.
+Reason Gatekeeper::memory(PyObject* tensor, const DLTensor& view) const {
+  if (!is_whole(view)) return Reason::misaligned;
+  const std::int64_t elements = span(view);
+  if (elements && (!view.data || !facts_.holds(tensor, elements, view.dtype.bits / 8))) {
+    return Reason::no_memory;
   }
-  // A freed storage has no address, and a view into it is at the view's offset from zero. No
-  // process maps tensors below 1 TiB on the usual 47-bit layout; where one does, ask the storage.
-  constexpr std::uintptr_t kLow = std::uintptr_t{1} << 40;
-  if (reinterpret_cast<std::uintptr_t>(view.data) >= kLow) return true;
-  const auto storage = untyped_storage_(py::handle(tensor));
-  return storage.attr("data_ptr")().cast<std::uintptr_t>() != 0;
+  return facts_.is_neg(tensor) ? Reason::negated : Reason::fits;
 }
 
-bool Gatekeeper::is_negated(PyObject* tensor) const {
-  PyObject* answer = PyObject_CallOneArg(is_neg_.ptr(), tensor);
-  if (!answer) throw py::error_already_set();
-  Py_DECREF(answer);
-  return answer == Py_True;
+DeviceScalar Gatekeeper::scalar(py::handle tensor) const {
+  DLTensor seen;
+  ScalarType type;
+  if (view(tensor.ptr(), seen) != Reason::fits || seen.device.device_type != device_type_ ||
+      numel(seen) != 1 || !scalar_type(seen.dtype, type) || is_16_bit(type) ||
+      memory(tensor.ptr(), seen) != Reason::fits) {
+    return {};
+  }
+  return {seen.data, type == ScalarType::kFloat64, seen.device.device_id};
 }
 
-bool Gatekeeper::is_inference(PyObject* tensor) const {
-  // Inference tensors are those that have no version; asking for it is half the price of
-  // Tensor.is_inference(), which lets the GIL go and takes it again.
-  PyObject* version = PyObject_GetAttr(tensor, version_.ptr());
-  if (!version) PyErr_Clear();
-  Py_XDECREF(version);
-  return !version;
+DeviceScalar Gatekeeper::scalar_on(const py::tuple& copies, std::int32_t device) const {
+  if (copies.empty()) return {};
+  for (const py::handle copy : copies) {
+    const DeviceScalar found = scalar(copy);
+    if (found.data && found.device == device) return found;
+  }
+  throw std::invalid_argument(
+      "grad_scale and found_inf must be float32 or float64, of one element, with a copy on device " +
+      std::to_string(device));
+}
+
+Device Gatekeeper::device(std::int32_t index, const HeldStep& step) const {
+  Device found{index, nullptr, scalar_on(step.grad_scales, index),
+               scalar_on(step.found_infs, index)};
+  if (device_type_ != kDLCPU &&
+      exchange_->current_work_stream(device_type_, index, &found.stream) != 0) {
+    throw py::error_already_set();
+  }
+  return found;
 }
 
 }  // namespace proxadam

@@ -1,74 +1,120 @@
 // Looks at the tensors of a step as they are now and decides which the kernel may write.
 //
 // The only code that turns Python tensors into addresses. It writes nothing and raises nothing for
-// a tensor that does not fit: that one is turned away, and Python says why or uses torch ops.
+// a tensor that does not fit: that one is turned away with a reason, and Python puts the reason
+// into words or uses torch ops.
 
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <array>    // for array
 #include <cstdint>  // for int32_t
+#include <utility>  // for pair
 #include <vector>   // for vector
 
 #include "../tensor_table.h"  // for TensorTable
 #include "dlpack_exchange.h"  // for DLPackExchangeAPI, DLTensor
+#include "tensor_facts.h"     // for Functions, TensorFacts
 
 namespace proxadam {
 
-struct Admission {
-  TensorTable table;
-  std::vector<std::vector<std::size_t>> rejected;  // for each group, the parameters turned away
+// The lists of a proxadam._step.group.Group, by their names there.
+enum Slot { kParams, kGrads, kExpAvgs, kExpAvgSqs, kMaxExpAvgSqs, kStateSteps, kSlots };
+constexpr const char* kSlotNames[kSlots] = {"params",      "grads",           "exp_avgs",
+                                            "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"};
+
+// Why a tensor is turned away. proxadam/_step/checks.py has a sentence for each name.
+#define PROXADAM_REASONS(X)                                                              \
+  X(subclass)      /* neither a torch.Tensor nor a Parameter */                          \
+  X(no_view)       /* DLPack cannot show it: sparse, quantised, meta, ... */             \
+  X(device)        /* not on this kernel's devices, or not beside its parameter */       \
+  X(dtype)         /* unknown, or one that does not go with the parameter's */           \
+  X(not_dense)     /* gaps or overlaps in memory */                                      \
+  X(layout)        /* not of the parameter's shape and strides */                        \
+  X(misaligned)    /* not at a multiple of its elements' size */                         \
+  X(no_memory)     /* no address, or a storage that was freed or cut short */            \
+  X(negated)       /* a view that negates on reading */                                  \
+  X(inference)     /* may be written in inference mode alone */                          \
+  X(step)          /* not one float32 or float64 ≥ 0, on the host or beside the param */ \
+  X(betas)         /* there is no bias correction with these at this step */             \
+  X(shares_memory) /* with another parameter, or with a gradient that is written */      \
+  X(option_device) /* an option is a tensor on another device */
+
+enum class Reason : std::uint8_t {
+  fits,
+#define PROXADAM_ENUMERATOR(name) name,
+  PROXADAM_REASONS(PROXADAM_ENUMERATOR)
+#undef PROXADAM_ENUMERATOR
+};
+const char* name_of(Reason reason);
+
+// A parameter that is turned away, and the list in which the reason was found.
+struct Refusal {
+  std::size_t group;
+  std::size_t param;
+  Reason reason;
+  Slot slot;
 };
 
-// Two functions of torch's stable C interface, by their addresses. They take a pointer to an
-// at::Tensor, which is one pointer to what `Tensor._cdata` names, and return 0 if all went well.
-struct StorageFunctions {
-  using Function = std::int32_t (*)(void* tensor, std::int64_t* out);
+// A group as it was handed over: its options, and references to its tensors. Lists that the caller
+// changes afterwards, and options that it sets, are not looked at again; memory is.
+struct HeldGroup {
+  Options options;
+  std::vector<std::pair<Number Options::*, pybind11::object>> on_device;  // options in tensors
+  std::array<pybind11::tuple, kSlots> tensors;  // none of max_exp_avg_sqs without amsgrad
+};
 
-  Function bytes = nullptr;   // aoti_torch_get_storage_size
-  Function offset = nullptr;  // aoti_torch_get_storage_offset, in elements
+// The arguments of a step.
+struct HeldStep {
+  std::vector<HeldGroup> groups;
+  pybind11::tuple grad_scales;  // one element on each device, or none
+  pybind11::tuple found_infs;   // likewise
+};
+
+// What a step's tensors are at one moment: of use as long as no Python code runs.
+struct Look {
+  TensorTable table;
+  std::vector<Refusal> refusals;  // by group and parameter, at most one for each
 };
 
 class Gatekeeper {
  public:
   // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. Throws std::runtime_error if its version
   // is not one that we know. `devices`: for each of this type, whether the kernel runs there.
-  // Without `storage`, a storage that was freed is noticed and one that was cut short is not.
   Gatekeeper(pybind11::capsule exchange, pybind11::type tensor, pybind11::type parameter,
-             DLDeviceType device_type, std::vector<bool> devices, StorageFunctions storage = {});
+             DLDeviceType device_type, std::vector<bool> devices, const Functions& functions);
 
-  // `groups`: proxadam._group.Group objects. Turns away what does not fit and what shares memory
-  // with another parameter, or with another's gradient where those are written too.
-  // Throws std::invalid_argument if the lists of one differ in length.
-  Admission admit(const pybind11::list& groups, bool writes_grads) const;
+  // Reads what Python code may answer: attributes, truths and numbers of proxadam._step.group.Group
+  // objects. Throws std::invalid_argument if the lists of one differ in length.
+  HeldStep hold(const pybind11::list& groups, const pybind11::list& grad_scales,
+                const pybind11::list& found_infs) const;
 
-  // The one float32 or float64 of a tensor, if it is on `device`; else an empty one.
-  DeviceScalar scalar(pybind11::handle tensor, std::int32_t device) const;
-
-  // torch's current stream there.
-  void* stream(std::int32_t device) const;
+  // Looks at every tensor; no Python code runs. Turns away what does not fit and what shares memory
+  // with another parameter, or with another's gradient where those are written too. Those that
+  // were `refused` before have no entry, and no second refusal.
+  // Throws std::invalid_argument if a grad_scale or found_inf cannot be read.
+  Look look(const HeldStep& step, const std::vector<Refusal>& refused = {}) const;
 
  private:
-  Options read_options(pybind11::handle group, DeviceOptions& device_options) const;
-  double number(pybind11::handle group, const char* name, DeviceScalar& on_device) const;
-  bool fits(const DLTensor& param, PyObject* const* tensors, bool amsgrad,
-            TensorEntry& entry) const;
-  bool counts(PyObject* tensor, const TensorEntry& entry, StepCounter& counter) const;
-  bool view(PyObject* tensor, DLTensor& out) const;
-  bool is_allocated(PyObject* tensor, const DLTensor& view) const;
-  bool is_negated(PyObject* tensor) const;
-  bool is_inference(PyObject* tensor) const;
+  struct Candidate;
+
+  HeldGroup hold(pybind11::handle group) const;
+  Number number(pybind11::handle options, const char* name, pybind11::object& on_device) const;
+  Reason check(Candidate& candidate, TensorEntry& entry) const;
+  Reason check_step(Candidate& candidate, TensorEntry& entry) const;
+  Reason view(PyObject* tensor, DLTensor& out) const;
+  Reason memory(PyObject* tensor, const DLTensor& view) const;
+  DeviceScalar scalar(pybind11::handle tensor) const;
+  DeviceScalar scalar_on(const pybind11::tuple& copies, std::int32_t device) const;
+  Device device(std::int32_t index, const HeldStep& step) const;
 
   const DLPackExchangeAPI* exchange_;
   pybind11::type tensor_;
   pybind11::type parameter_;
-  pybind11::object is_neg_;
-  pybind11::str version_;
-  pybind11::object untyped_storage_;
+  TensorFacts facts_;
   DLDeviceType device_type_;
   std::vector<bool> devices_;
-  StorageFunctions storage_;
-  std::size_t at_tensor_ = 0;  // where in a Python tensor its at::Tensor is; 0: not known
 };
 
 }  // namespace proxadam

@@ -1,3 +1,5 @@
+// A sweep over the parameters' memory in the order of addresses.
+
 #include "overlap.h"
 
 #include <algorithm>  // for sort
@@ -6,9 +8,9 @@
 
 namespace proxadam {
 
-Extent extent_of(const DLTensor& t, std::size_t group, std::size_t position) {
+Extent extent_of(const DLTensor& t, std::size_t group, std::size_t param) {
   const auto* begin = static_cast<const char*>(t.data);
-  return {begin, begin + span(t) * (t.dtype.bits / 8), group, position};
+  return {begin, begin + span(t) * (t.dtype.bits / 8), group, param};
 }
 
 std::vector<std::pair<std::size_t, std::size_t>> overlapping(std::vector<Extent> extents) {
@@ -19,8 +21,8 @@ std::vector<std::pair<std::size_t, std::size_t>> overlapping(std::vector<Extent>
   for (const Extent& extent : extents) {
     if (extent.begin == extent.end) continue;
     if (furthest && extent.begin < furthest->end) {
-      found.emplace_back(furthest->group, furthest->position);
-      found.emplace_back(extent.group, extent.position);
+      found.emplace_back(furthest->group, furthest->param);
+      found.emplace_back(extent.group, extent.param);
     }
     if (!furthest || extent.end > furthest->end) furthest = &extent;
   }

@@ -15,12 +15,12 @@ struct Extent {
   const char* begin;
   const char* end;
   std::size_t group;
-  std::size_t position;  // in the group's lists
+  std::size_t param;  // its index there
 };
 
-Extent extent_of(const DLTensor& t, std::size_t group, std::size_t position);
+Extent extent_of(const DLTensor& t, std::size_t group, std::size_t param);
 
-// (group, position) of what shares memory with something else. Two threads must not write it in
+// (group, param) of what shares memory with something else. Two threads must not write it in
 // one region, nor the kernel before torch ops do: those take them one after the other.
 std::vector<std::pair<std::size_t, std::size_t>> overlapping(std::vector<Extent> extents);
 

@@ -69,15 +69,6 @@ inline bool same_device(const DLTensor& a, const DLTensor& b) {
   return a.device.device_type == b.device.device_type && a.device.device_id == b.device.device_id;
 }
 
-inline bool is_16_bit(ScalarType type) {
-  return type == ScalarType::kBFloat16 || type == ScalarType::kFloat16;
-}
-
-// Whether a gradient or a moment of this type may go with such a parameter.
-inline bool goes_with(ScalarType param, ScalarType type) {
-  return type == param || (is_16_bit(param) && type == ScalarType::kFloat32);
-}
-
 // A vector access to an element that lies across two would be one to the wrong place.
 inline bool is_whole(const DLTensor& t) {
   const std::uintptr_t bytes = t.dtype.bits / 8;  // a power of two

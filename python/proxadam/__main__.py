@@ -29,7 +29,7 @@ def _cpu() -> str:
         names = module.capabilities()
         wider = "" if module.capability() == names[-1] else f" (this machine has {names[-1]})"
         threads = torch.get_num_threads()
-        pool = "torch's threads" if backends.torch_parallel_for() else "no pool found: serial"
+        pool = "torch's threads" if "parallel_for" in backends.addresses() else "no pool found: serial"
         running = f"kernel ready, {module.capability()}{wider}, {threads} threads ({pool})"
     return _or_fallback("cpu", running)
 

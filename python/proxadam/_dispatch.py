@@ -52,8 +52,8 @@ def step(
         on_torch.append(part)
     if left and found_inf is not None and found_inf.item() != 0:
         return
-    for plan in plans:
-        plan.launch()
+    if plans:
+        plans[0][0].launch([plan for _, plan in plans])
     for group in wanted:
         increment_version(group.params)
         if writes_grads:
@@ -83,11 +83,15 @@ def _plan(
         if kernel is None:
             continue
         shown = [group.take(indices) for group, indices in left] if plans else groups
-        plan = kernel.step(shown, *_amp_arguments(device_type, shown, grad_scale, found_inf))
+        amp = _amp_arguments(device_type, shown, grad_scale, found_inf)
+        plan = kernel.admit(shown, *amp, launch=not plans)
         if plan is None:
             return plans, []
-        plans.append(plan)
-        left = [(left[i][0], [left[i][1][j] for j in rejected]) for i, rejected in plan.rejected]
+        plans.append((kernel, plan))
+        rejected: dict[int, list[int]] = {}
+        for i, j, _, _ in plan.rejected:
+            rejected.setdefault(i, []).append(left[i][1][j])
+        left = [(left[i][0], js) for i, js in rejected.items()]
     return plans, left
 
 
@@ -107,7 +111,7 @@ def _amp_arguments(
     if grad_scale is None and found_inf is None:
         return ()
     if device_type == "cpu":
-        return (None if grad_scale is None else float(grad_scale),)
+        return () if grad_scale is None else ([grad_scale.to("cpu", torch.float64)],)
     devices = {param.device for group in groups for param in group.params}
     there = [device for device in devices if device.type == device_type]
     return tuple(

@@ -49,6 +49,16 @@ class Group:
     fused: bool | None
 
     @property
+    def options(self) -> Group:
+        """What the native module reads the options of."""
+        return self
+
+    @property
+    def euclidean(self) -> bool:
+        """The metric, as the native module reads it."""
+        return self.metric == "euclidean"
+
+    @property
     def has_prox(self) -> bool:
         """Whether there is anything to do after Adam; a strength off the host may be nonzero."""
         return any(on_device(value) or value != 0 for value in (self.l1, self.l2))

@@ -17,8 +17,15 @@ import torch
 __all__ = ["available_backends", "is_built"]
 
 _KERNELS = ("cpu", "cuda")
-# How large a tensor's storage is, which DLPack does not tell, and where the tensor begins in it.
-_STORAGE = ("aoti_torch_get_storage_size", "aoti_torch_get_storage_offset")
+# What the native modules ask libtorch_cpu, by their names for it and its names. The first three are
+# torch's stable C functions; the last two are checked before they are believed.
+FUNCTIONS = {
+    "parallel_for": "torch_parallel_for",
+    "storage_size": "aoti_torch_get_storage_size",
+    "storage_offset": "aoti_torch_get_storage_offset",
+    "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
+    "is_inference": "_ZN2at6native12is_inferenceERKNS_6TensorE",
+}
 _ADVICE = {
     "cpu": "reinstall proxadam with a C++17 compiler at hand, and with PROXADAM_REQUIRE_NATIVE=1"
     " to see what the build says",
@@ -60,9 +67,8 @@ def reason_for_fallback(device_type: str) -> str | None:
         return f"torch {torch.__version__} has no DLPack exchange table; torch ≥ 2.10 has"
     if device_type == "cuda" and not torch.cuda.is_available():
         return f"the cuda kernel is built, and torch {torch.__version__} sees no CUDA device here"
-    pool = (torch_parallel_for(),) if device_type == "cpu" else ()
     try:
-        module.bind(exchange, torch.Tensor, torch.nn.Parameter, *pool, *map(_address, _STORAGE))
+        module.bind(exchange, torch.Tensor, torch.nn.Parameter, addresses())
     except (RuntimeError, ImportError) as refused:
         return str(refused)
     return None
@@ -85,16 +91,14 @@ def _import(device_type: str) -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
-def torch_parallel_for() -> int:
-    """Address of torch's thread pool; 0 to run serially."""
-    return _address("torch_parallel_for")
-
-
-def _address(function: str) -> int:
-    """Address of a stable C function of libtorch_cpu; 0 if there is none of the name."""
+@functools.cache
+def addresses() -> dict[str, int]:
+    """Where :data:`FUNCTIONS` are in this process, by the names of ours; without those not found."""
     library = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
         if (library / name).exists():
-            found = getattr(ctypes.CDLL(str(library / name)), function, None)
-            return ctypes.cast(found, ctypes.c_void_p).value or 0 if found else 0
-    return 0
+            loaded = ctypes.CDLL(str(library / name))
+            found = {ours: getattr(loaded, theirs, None) for ours, theirs in FUNCTIONS.items()}
+            cast = {ours: ctypes.cast(f, ctypes.c_void_p).value for ours, f in found.items() if f}
+            return {ours: address for ours, address in cast.items() if address}
+    return {}

@@ -36,8 +36,7 @@ def modules() -> tuple[ModuleType, ModuleType]:
 def bind(cuda: ModuleType, fake: ModuleType) -> None:
     """Tell ``_cuda`` about this process's torch, and that its tensors are on a device."""
     exchange = fake.exchange(torch.Tensor.__dlpack_c_exchange_api__)
-    storage = map(backends._address, backends._STORAGE)
-    cuda.bind(exchange, torch.Tensor, torch.nn.Parameter, *storage)
+    cuda.bind(exchange, torch.Tensor, torch.nn.Parameter, backends.addresses())
 
 
 def _load(name: str) -> ModuleType:
@@ -54,11 +53,16 @@ class CpuKernel:
     def __init__(self, steps_on_host: bool) -> None:
         self.steps_on_host = steps_on_host
 
-    def step(self, groups: list, grad_scale: float | None = None) -> object:
+    def admit(
+        self, groups: list, grad_scales: list = (), found_infs: list = (), launch: bool = True
+    ) -> object:
         cuda, fake = modules()
         steps = [t for group in groups for t in group.state_steps] if self.steps_on_host else []
         fake.keep_on_host({t.data_ptr() for t in steps if isinstance(t, torch.Tensor)})
-        return cuda.step(groups, [] if grad_scale is None else [torch.tensor([grad_scale])], [])
+        return cuda.admit(groups, list(grad_scales), [], launch)
+
+    def launch(self, plans: list) -> None:
+        modules()[0].launch(plans)
 
 
 @contextlib.contextmanager
