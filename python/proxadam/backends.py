@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ import torch
 __all__ = ["available_backends", "is_built"]
 
 _KERNELS = ("cpu", "cuda")
+_PROCESS = os.getpid()  # one forked from it has none of the threads that torch may have started
 # What the native modules ask libtorch_cpu, by their names for it and its names. The first three are
 # torch's stable C functions; the last two are checked before they are believed.
 FUNCTIONS = {
@@ -93,12 +95,15 @@ def _import(device_type: str) -> tuple[ModuleType | None, str]:
 
 @functools.cache
 def addresses() -> dict[str, int]:
-    """Where :data:`FUNCTIONS` are in this process, by the names of ours; without those not found."""
+    """Where :data:`FUNCTIONS` are, by our names for them; without those that are not to be had."""
     library = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
         if (library / name).exists():
             loaded = ctypes.CDLL(str(library / name))
             found = {ours: getattr(loaded, theirs, None) for ours, theirs in FUNCTIONS.items()}
             cast = {ours: ctypes.cast(f, ctypes.c_void_p).value for ours, f in found.items() if f}
-            return {ours: address for ours, address in cast.items() if address}
+            here = {ours: address for ours, address in cast.items() if address}
+            if os.getpid() != _PROCESS:
+                here.pop("parallel_for", None)
+            return here
     return {}
