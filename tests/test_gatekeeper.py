@@ -1,0 +1,355 @@
+"""The native gatekeeper: why it turns a tensor away, and that no address outlives a look."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from proxadam import ProxAdam, prox_adam
+from tools import assert_same_bits, error_of, quantised, weights
+
+LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
+SHAPE = (3, 4)
+
+
+def group_of(count=1, **options):
+    """What the native module reads of a group: healthy tensors, and options."""
+    defaults = {
+        "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "l1": 0.1,
+        "l2": 0.0, "max_shrink": 10.0, "euclidean": False, "amsgrad": True, "maximize": False,
+        "decoupled_weight_decay": False,
+    }  # fmt: skip
+    lists = {name: [torch.ones(SHAPE) for _ in range(count)] for name in LISTS[:-1]}
+    lists["state_steps"] = [torch.tensor(0.0) for _ in range(count)]
+    return SimpleNamespace(**lists, options=SimpleNamespace(**{**defaults, **options}))
+
+
+def copies_of(group):
+    return [t.clone() for name in LISTS for t in getattr(group, name)]
+
+
+def assert_unwritten(group, before):
+    for tensor, copy in zip(
+        (t for name in LISTS for t in getattr(group, name)), before, strict=True
+    ):
+        assert_same_bits(tensor, copy)
+
+
+# ---- reasons ----------------------------------------------------------------------------------
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def at_odd_address():
+    """Float32 that begins one byte behind an aligned address, as in a file that is mapped."""
+    flat = torch.zeros(4 * 13, dtype=torch.uint8).numpy()
+    return torch.from_numpy(flat[1 : 1 + 4 * 12].view("float32")).view(SHAPE)
+
+
+def freed():
+    tensor = torch.ones(SHAPE)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return torch.ones(SHAPE)
+
+
+def negated():
+    return torch._neg_view(torch.ones(SHAPE))
+
+
+SPOILT = {
+    "subclass": [lambda: torch.ones(SHAPE).as_subclass(Subclass)],
+    "no_view": [lambda: torch.ones(SHAPE).to_sparse(), quantised],
+    "device": [lambda: torch.ones(SHAPE, device="meta")],
+    "dtype": [lambda: torch.ones(SHAPE, dtype=torch.complex64), lambda: torch.ones(SHAPE).int()],
+    "not_dense": [lambda: torch.ones(3, 8)[:, ::2], lambda: torch.ones(4).expand(3, 4)],
+    "misaligned": [at_odd_address],
+    "no_memory": [freed, lambda: torch._efficientzerotensor(SHAPE)],
+    "negated": [negated],
+    "inference": [made_in_inference_mode],
+}
+FOR_OTHERS = SPOILT | {
+    "layout": [lambda: torch.ones(4, 3).t(), lambda: torch.ones(12), lambda: torch.ones(3, 5)],
+    "dtype": [lambda: torch.ones(SHAPE, dtype=torch.float64)],
+}
+del FOR_OTHERS["not_dense"], FOR_OTHERS["inference"]
+CASES = [
+    *(("params", reason, make) for reason, makers in SPOILT.items() for make in makers),
+    *(
+        (name, reason, make)
+        for name in LISTS[1:-1]
+        for reason, makers in FOR_OTHERS.items()
+        for make in makers
+    ),
+    *(
+        ("state_steps", reason, make)
+        for reason, make in {
+            "step": lambda: torch.tensor(-1.0),
+            "no_memory": lambda: torch._efficientzerotensor(()),
+            "negated": lambda: torch._neg_view(torch.tensor(-1.0)),
+            "subclass": lambda: torch.tensor(0.0).as_subclass(Subclass),
+        }.items()
+    ),
+    ("state_steps", "step", lambda: torch.tensor(float("nan"))),
+    ("state_steps", "step", lambda: torch.zeros(2)),
+    ("state_steps", "step", lambda: torch.tensor(0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "make"),
+    CASES,
+    ids=[f"{name}-{reason}-{i}" for i, (name, reason, _) in enumerate(CASES)],
+)
+def test_a_tensor_is_turned_away_with_its_reason(kernel_module, name, reason, make):
+    group = group_of(count=3)
+    getattr(group, name)[1] = make()
+    plan = kernel_module.admit([group_of(), group])
+    found = [tuple(refusal) for refusal in plan.rejected]
+    # DLPack may refuse to show a tensor for the very reason that we would give.
+    assert found in ([(1, 1, reason, name)], [(1, 1, "no_view", name)])
+    if reason not in ("device", "no_memory"):
+        assert found == [(1, 1, reason, name)]
+
+
+def test_shared_memory_is_the_reason_of_all_who_share(kernel_module):
+    group = group_of(count=4)
+    group.params[2] = group.params[0]
+    plan = kernel_module.admit([group])
+    assert plan.rejected == [(0, i, "shares_memory", "params") for i in (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("betas", "step", "fits"),
+    [
+        ((0.9, 0.999), 0, True),
+        ((5.0, 0.999), 3, True),
+        ((-1.0, 0.999), 0, True),
+        ((-1.0, 0.999), 1, False),
+        ((1.0, 0.999), 0, False),
+        ((0.9, 1.0), 0, False),
+        ((0.9, 4.0), 0, False),
+        ((1e200, 0.999), 1, False),
+        ((float("nan"), 0.999), 0, False),
+    ],
+)
+def test_betas_without_a_bias_correction(kernel_module, betas, step, fits):
+    group = group_of(beta1=betas[0], beta2=betas[1])
+    group.state_steps[0].fill_(step)
+    plan = kernel_module.admit([group], launch=False)
+    assert plan.rejected == ([] if fits else [(0, 0, "betas", "state_steps")])
+
+
+def test_lists_of_different_lengths(kernel_module):
+    group = group_of()
+    group.grads.append(torch.ones(SHAPE))
+    assert error_of(kernel_module.admit, [group])[0] is ValueError
+
+
+# ---- between the look and the write -----------------------------------------------------------
+
+
+def resize(group):
+    group.params[1].untyped_storage().resize_(0)
+
+
+def repoint(group):
+    group.grads[1].data = torch.ones(5)
+
+
+def negative_step(group):
+    group.state_steps[1].fill_(-3)
+
+
+@pytest.mark.parametrize("change", [resize, repoint, negative_step])
+def test_a_tensor_that_changes_under_a_plan_is_noticed_before_the_first_write(
+    kernel_module, change
+):
+    """Also where it is in the second plan: all are looked at before the first one is launched."""
+    first, second = group_of(count=2), group_of(count=2)
+    plans = [kernel_module.admit([group], launch=False) for group in (first, second)]
+    before = copies_of(first)
+    change(second)
+    kind, text = error_of(kernel_module.launch, plans)
+    assert kind is RuntimeError
+    assert "parameter 1 of group 0 was changed" in text
+    assert_unwritten(first, before)
+
+
+def test_a_plan_follows_memory_that_moves(kernel_module):
+    group = group_of()
+    plan = kernel_module.admit([group], launch=False)
+    group.params[0].data = torch.full(SHAPE, 7.0)
+    kernel_module.launch([plan])
+    assert (group.params[0] < 7).all()
+    assert group.state_steps[0] == 1
+
+
+def test_a_plan_keeps_what_the_callers_lists_let_go(kernel_module):
+    group = group_of(count=2)
+    kept = [list(getattr(group, name)) for name in LISTS]
+    plan = kernel_module.admit([group], launch=False)
+    for name in LISTS:
+        getattr(group, name).clear()
+    kernel_module.launch([plan])
+    assert all((param < 1).all() for param in kept[0])
+    assert [step_t.item() for step_t in kept[-1]] == [1, 1]
+
+
+def test_a_list_that_is_cleared_while_options_are_read(kernel_module):
+    """Options may be objects whose truth is Python code; the lists are held after they are read."""
+    group = group_of(count=2)
+
+    class Clears:
+        def __bool__(self):
+            for name in LISTS:
+                getattr(group, name).clear()
+            return False
+
+    group.options.maximize = Clears()
+    assert kernel_module.admit([group]) is None
+
+
+def test_no_override_runs_between_a_look_and_the_write(kernel_module):
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    group = group_of()
+    with Mode():
+        assert kernel_module.admit([group]) is None
+    assert seen == []
+
+
+def test_a_subclass_that_repoints_another_parameter_while_it_is_looked_at():
+    """The address that was seen first would be freed memory by the time of the write."""
+    param = Parameter(torch.ones(2_000_000))
+    param.grad = torch.ones(2_000_000)
+
+    class Lazy(torch.Tensor):
+        armed = False
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if Lazy.armed:
+                Lazy.armed = False
+                param.data = torch.full((2_000_000,), 3.0)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    lazy = Parameter(torch.ones(3).as_subclass(Lazy))
+    lazy.grad = torch.ones(3)
+    optimizer = ProxAdam([param, lazy], lr=0.1)
+    optimizer.step()
+    Lazy.armed = True
+    optimizer.step()
+    assert not Lazy.armed
+    assert torch.allclose(param, torch.tensor(2.9))
+
+
+# ---- tensors that are not what they look like -------------------------------------------------
+
+
+def test_a_gradient_without_memory():
+    """As forward-mode AD hands out for zero."""
+    (param,) = weights((5,))
+    before = param.detach().clone()
+    param.grad = torch._efficientzerotensor(5)
+    ProxAdam([param]).step()
+    assert_same_bits(param.detach(), before)
+
+
+def test_functionalized_tensors():
+    def step(param, grad, exp_avg, exp_avg_sq, step_t):
+        prox_adam(
+            [param], [grad], [exp_avg], [exp_avg_sq], [], [step_t], amsgrad=False, beta1=0.9,
+            beta2=0.99, lr=0.1, weight_decay=0, eps=1e-8, maximize=False,
+        )  # fmt: skip
+        return param * 1
+
+    zeros = torch.zeros(4)
+    stepped = torch.func.functionalize(step)(
+        torch.ones(4), torch.ones(4), zeros, zeros.clone(), torch.tensor(0.0)
+    )
+    assert torch.allclose(stepped, torch.tensor(0.9))
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_a_lazily_negated_moment_is_read_as_the_number_it_stands_for(any_backend, name):
+    def run(negates):
+        torch.manual_seed(0)
+        (param,) = weights((7,))
+        optimizer = ProxAdam([param], lr=0.1, l1=0.01, **any_backend.options)
+        optimizer.step()
+        if negates:
+            moment = optimizer.state[param][name]
+            optimizer.state[param][name] = torch._neg_view(-moment)
+        return error_of(optimizer.step), param.detach()
+
+    (_, expected), (error, actual) = run(False), run(True)
+    if any_backend.is_kernel:
+        assert error[0] is RuntimeError
+        assert "negated" in error[1]
+        return
+    assert error is None
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+
+
+# ---- the first step of a process --------------------------------------------------------------
+
+FIRST_STEP = """
+import os, signal, threading, torch
+from proxadam import ProxAdam
+torch.set_num_threads(2)
+torch.ones(1_000_000).exp_()
+def optimizer():
+    params = [torch.nn.Parameter(torch.ones(10_000)) for _ in range(20)]
+    for param in params: param.grad = torch.ones(10_000)
+    return ProxAdam(params)
+"""
+IN_THREADS = """
+barrier = threading.Barrier(4)
+def run(o):
+    barrier.wait()
+    for _ in range(20): o.step()
+threads = [threading.Thread(target=run, args=(optimizer(),)) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+IN_A_FORK = """
+o = optimizer()
+if (pid := os.fork()) == 0:
+    signal.alarm(20); o.step(); os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "times"), [(IN_THREADS, 3), (IN_A_FORK, 1)], ids=["threads at once", "forked child"]
+)
+def test_the_first_step_of_a_process(code, times):
+    for _ in itertools.repeat(None, times):
+        done = subprocess.run(
+            [sys.executable, "-c", FIRST_STEP + code],
+            capture_output=True,
+            text=True,
+            env=dict(os.environ),
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
