@@ -10,7 +10,8 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch.nn import Parameter
 
-from proxadam import ProxAdam, _state, prox_elastic_net, stationarity
+from proxadam import ProxAdam, prox_elastic_net, stationarity
+from proxadam._sparsity import reading
 from tools import error_of, weights
 
 
@@ -107,7 +108,7 @@ def test_at_lr_0_it_is_the_distance_from_the_subdifferential():
 
 
 def test_residuals_by_parameter_group_and_in_all(monkeypatch):
-    monkeypatch.setattr(_state, "_CPU_CHUNK", 2)
+    monkeypatch.setattr(reading, "_CPU_CHUNK", 2)
     first, second = weights((3,), (5,))
     optimizer = ProxAdam([{"params": [first], "l1": 0.1}, {"params": [second]}], lr=0.01)
     optimizer.step()

@@ -1,4 +1,4 @@
-"""suggest_l1: the exact quantile of what the gradients let rest."""
+"""suggest_l1: the quantile of what the gradients let rest, exact or of a sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from proxadam import ProxAdam, ProxAdamW, _state, suggest_l1
+from proxadam import ProxAdam, ProxAdamW, suggest_l1
+from proxadam._sparsity import reading
+from proxadam._sparsity import suggest_l1 as suggest_l1_module
 from tools import error_of, params_of, weights
 
 
@@ -39,7 +41,7 @@ def _running(dtype=torch.float32, metric="adaptive", l1=0.1, steps=3):
 @pytest.mark.parametrize("metric", ["adaptive", "euclidean"])
 @pytest.mark.parametrize("target", [1e-9, 0.5, 0.9, 0.999, 1 - 1e-9])
 def test_the_smallest_l1_that_lets_so_many_rest(dtype, metric, target, monkeypatch):
-    monkeypatch.setattr(_state, "_CPU_CHUNK", 64)
+    monkeypatch.setattr(reading, "_CPU_CHUNK", 64)
     optimizer = _running(dtype, metric)
     guess = suggest_l1(optimizer, target)
     values, slack = _m_hat(optimizer, 0), 1 + 4 * 2.0**-23  # float32 rounds m̂ and d
@@ -64,10 +66,57 @@ def test_more_weights_than_torch_quantile_takes():
     (param,) = weights((1,))
     optimizer = ProxAdam([param], betas=(0.0, 0.999))
     optimizer.step()
-    large = torch.arange(size, dtype=torch.float32)  # exact up to 2²⁴, rounded to even beyond
+    large = torch.arange(size, dtype=torch.float32)[torch.randperm(size)]
     param.data = torch.zeros(size)
     optimizer.state[param].update(exp_avg=large, exp_avg_sq=large)
-    assert suggest_l1(optimizer, 0.25) == math.ceil(0.25 * size) - 1
+    for target in (0.25, 0.9):
+        share = (large <= suggest_l1(optimizer, target)).double().mean().item()
+        assert abs(share - target) <= 3 * math.sqrt(target * (1 - target) / 2**20)
+
+
+def test_exact_up_to_the_size_that_is_documented():
+    (param,) = weights((1 << 21,))
+    optimizer = ProxAdam([param], betas=(0.0, 0.999))
+    optimizer.step()
+    ordered = param.grad.abs().flatten().sort().values
+    for rank in (1, 2**20, 2**21 - 1):
+        assert suggest_l1(optimizer, (rank - 0.5) / 2**21) == ordered[rank - 1].item()
+
+
+SAMPLED = {
+    "in-any-order": lambda values: values,
+    "sorted": lambda values: values.sort().values,
+    "by-turns": lambda values: values.sort().values.view(40, -1).T.flatten(),  # a period of 40
+    "in-small-tensors": lambda values: values,
+}
+
+
+@pytest.mark.parametrize("case", SAMPLED)
+@pytest.mark.parametrize("target", [0.5, 0.9, 0.99])
+def test_a_sample_errs_by_what_is_stated(case, target, monkeypatch):
+    monkeypatch.setattr(suggest_l1_module, "_MOST", 100)  # one of 40 neighbours
+    squares = []
+    for _ in range(100):
+        values = SAMPLED[case](torch.rand(4_000))
+        params = weights(*[(50,)] * 80) if case == "in-small-tensors" else weights((4_000,))
+        optimizer = ProxAdam(params, betas=(0.0, 0.999))
+        for param, grad in zip(params, values.split(params[0].numel()), strict=True):
+            param.grad = grad
+        optimizer.step()
+        share = (values <= suggest_l1(optimizer, target)).double().mean().item()
+        squares.append((share - target) ** 2)
+    # The 100 squares leave the mean known to 14 %, and the rank of a sample is a whole number.
+    stated = math.sqrt(target * (1 - target) / 100)
+    assert math.sqrt(sum(squares) / 100) <= 1.25 * stated + 1 / 100
+
+
+def test_a_sample_is_repeated_and_draws_on_nobodys_random_numbers(monkeypatch):
+    monkeypatch.setattr(suggest_l1_module, "_MOST", 100)
+    optimizer = _running()
+    before = torch.get_rng_state()
+    guesses = {suggest_l1(optimizer, 0.9) for _ in range(3)}
+    assert len(guesses) == 1
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_which_groups():

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
+from ._sparsity.param_groups import param_groups
+from ._sparsity.schedulers import (
+    CubicL1,
+    L1Scheduler,
+    LinearL1,
+    RampL1,
+    TargetSparsityL1,
+    WarmupL1,
+)
+from ._sparsity.sparsity import sparsity
+from ._sparsity.stationarity import stationarity
+from ._sparsity.suggest_l1 import suggest_l1
 from .backends import available_backends, is_built
 from .functional import prox_adam
-from .grouping import param_groups
-from .l1_scheduler import CubicL1, L1Scheduler, LinearL1, TargetSparsityL1, WarmupL1
 from .optimizer import ProxAdam, ProxAdamW
 from .prox import prox_elastic_net, soft_threshold
-from .suggest import suggest_l1
-from .watch import sparsity, stationarity
 
 __version__ = _version("proxadam")
 
@@ -21,6 +29,7 @@ __all__ = [
     "LinearL1",
     "ProxAdam",
     "ProxAdamW",
+    "RampL1",
     "TargetSparsityL1",
     "WarmupL1",
     "available_backends",

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from proxadam import ProxAdam, _state, sparsity, stationarity, suggest_l1
+from proxadam import ProxAdam, sparsity, stationarity, suggest_l1
+from proxadam._sparsity import reading
 from tools import assert_same_bits, error_of, snapshot, weights
 
 
@@ -46,7 +47,7 @@ def test_dtypes_may_differ():
 
 def test_strides_do_not_matter(monkeypatch):
     """The gradient, or the weight, may lie in memory in another order than the moments."""
-    monkeypatch.setattr(_state, "_CPU_CHUNK", 7)
+    monkeypatch.setattr(reading, "_CPU_CHUNK", 7)
     found = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)

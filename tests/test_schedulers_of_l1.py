@@ -16,6 +16,7 @@ from proxadam import (
     LinearL1,
     ProxAdam,
     ProxAdamW,
+    RampL1,
     TargetSparsityL1,
     WarmupL1,
 )
@@ -46,6 +47,7 @@ RAMPS = {
         lambda o: CubicL1(o, 4, start_factor=0.25, end_factor=4.0, delay=2),
         lambda t: 4 - 3.75 * (1 - min(max(t - 2, 0) / 4, 1)) ** 3,
     ),
+    "square-root": (lambda o: RampL1(o, 8, power=0.5), lambda t: 1 - (1 - min(t / 8, 1)) ** 0.5),
 }
 
 
@@ -302,6 +304,7 @@ ERRORS = {
     "start_factor": (CubicL1, None, (1, -1.0), {}, ValueError, "Invalid start_factor: -1.0"),
     "end_factor": (LinearL1, None, (1, 0, math.inf), {}, ValueError, "Invalid end_factor: inf"),
     "delay": (WarmupL1, None, (1, -1), {}, ValueError, "Invalid delay: -1"),
+    "power": (RampL1, None, (1,), {"power": 0.0}, ValueError, "Invalid power: 0.0"),
     "sparsity-0": (TargetSparsityL1, None, (0.0,), {}, ValueError, "Invalid sparsity: 0.0"),
     "sparsity-percent": (TargetSparsityL1, None, (90,), {}, ValueError, "Invalid sparsity: 90"),
     "every": (TargetSparsityL1, None, (0.9, 0), {}, ValueError, "Invalid every: 0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -66,11 +66,13 @@ def param_groups(
             seen its first batch.
         TypeError: a rule that is neither a string nor a type of module.
     """
-    names = _names_by_param(model)
-    excluded, included = _fitting(model, exclude, "exclude"), _fitting(model, include, "include")
-    special = {param for rule in _NORMS_AND_EMBEDDINGS for param in _fits(model, rule)}
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        names.setdefault(param, []).append(name)
+    excluded, included = _matched(model, exclude, "exclude"), _matched(model, include, "include")
+    special = {param for rule in _NORMS_AND_EMBEDDINGS for param in _matched_by(model, rule)}
     penalised: list[Any] = []
-    alone: list[Any] = []
+    unpenalised: list[Any] = []
     for param, aliases in names.items():
         if is_lazy(param):
             raise ValueError(
@@ -82,55 +84,45 @@ def param_groups(
         biased = any("bias" in name.rpartition(".")[2] for name in aliases)
         plain = param.ndim > 1 and param not in special and not biased
         chosen = param not in excluded and (plain or param in included)
-        (penalised if chosen else alone).append((aliases[0], param) if named else param)
+        (penalised if chosen else unpenalised).append((aliases[0], param) if named else param)
     if not penalised:
         raise ValueError(
-            f"expected a parameter to penalise, got {len(alone)} trainable ones that are all"
+            f"expected a parameter to penalise, got {len(unpenalised)} trainable ones that are all"
             " biases, norms, embeddings, flat or excluded; name some in include."
         )
     options = {"l1": l1, "l2": l2, "weight_decay": weight_decay}
     groups: list[dict[str, Any]] = [
         {"params": penalised} | {k: v for k, v in options.items() if v is not None}
     ]
-    if alone:
-        groups.append({"params": alone, "l1": 0.0, "l2": 0.0, "weight_decay": 0.0})
+    if unpenalised:
+        groups.append({"params": unpenalised, "l1": 0.0, "l2": 0.0, "weight_decay": 0.0})
     return groups
 
 
-def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter under every one of its names."""
-    return module.named_parameters(remove_duplicate=False)
-
-
-def _names_by_param(model: nn.Module) -> dict[nn.Parameter, list[str]]:
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, param in _named(model):
-        names.setdefault(param, []).append(name)
-    return names
-
-
-def _fitting(model: nn.Module, rules: Rule | Iterable[Rule], argument: str) -> set[nn.Parameter]:
+def _matched(model: nn.Module, rules: Rule | Iterable[Rule], argument: str) -> set[nn.Parameter]:
+    """The parameters that match any of the rules; each rule must match some."""
     if isinstance(rules, str | type):  # a lone rule; a string would be taken letter by letter
         rules = (rules,)
-    fitting: set[nn.Parameter] = set()
+    matched: set[nn.Parameter] = set()
     for rule in rules:
-        params = _fits(model, rule)
+        params = _matched_by(model, rule)
         if not params:
             shown = repr(rule) if isinstance(rule, str) else rule.__name__
-            some = ", ".join(name for name, _ in list(_named(model))[:3])
+            some = ", ".join(name for name, _ in [*model.named_parameters()][:3])
             raise ValueError(
                 f"{argument} rule {shown} fits no parameter; expected a pattern of full names"
                 f" such as {some}, or a type of module that is in the model."
             )
-        fitting |= params
-    return fitting
+        matched |= params
+    return matched
 
 
-def _fits(model: nn.Module, rule: Rule) -> set[nn.Parameter]:
+def _matched_by(model: nn.Module, rule: Rule) -> set[nn.Parameter]:
     if isinstance(rule, str):
         # The second pattern lets the name of a module stand for all that is in it.
         patterns = (rule, f"{rule}.*")
-        return {p for name, p in _named(model) if any(fnmatchcase(name, pat) for pat in patterns)}
+        named = model.named_parameters(remove_duplicate=False)
+        return {param for name, param in named if any(fnmatchcase(name, p) for p in patterns)}
     if isinstance(rule, type) and issubclass(rule, nn.Module):
         return {p for m in model.modules() if isinstance(m, rule) for p in m.parameters()}
     raise TypeError(f"expected a pattern or a type of nn.Module as a rule, got {rule!r}")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._state import count_nonzeros, read
+from .reading import count_nonzeros, read_numbers
 
-__all__ = ["CubicL1", "L1Scheduler", "LinearL1", "TargetSparsityL1", "WarmupL1"]
+__all__ = ["CubicL1", "L1Scheduler", "LinearL1", "RampL1", "TargetSparsityL1", "WarmupL1"]
 
 
 class L1Scheduler:
@@ -47,7 +47,7 @@ class L1Scheduler:
         self.optimizer = optimizer
         self.base_l1s = [float(group["l1"]) for group in optimizer.param_groups]
         self.last_epoch = 0
-        self._write()
+        self._write_l1s()
 
     def factor(self) -> float:
         """What the base values are multiplied by after ``last_epoch`` steps."""
@@ -56,11 +56,11 @@ class L1Scheduler:
     def step(self) -> None:
         """Count a step and write the groups' l1 for the next one."""
         self.last_epoch += 1
-        self._write()
+        self._write_l1s()
 
     def get_last_l1(self) -> list[float]:
         """The l1 last written, by group; floats, also where a group holds a tensor."""
-        return list(self._last_l1)
+        return list(self._last_l1s)
 
     def state_dict(self) -> dict[str, Any]:
         """All but the optimizer; numbers and lists of numbers, the options included."""
@@ -81,10 +81,10 @@ class L1Scheduler:
                 f" one of {count}; build the optimizer as it was when the state was saved."
             )
         vars(self).update(state_dict)
-        self._write()
+        self._write_l1s()
 
     @torch.no_grad()
-    def _write(self) -> None:
+    def _write_l1s(self) -> None:
         groups = self.optimizer.param_groups
         if len(groups) != len(self.base_l1s):
             raise ValueError(
@@ -92,19 +92,20 @@ class L1Scheduler:
                 f" for, got {len(groups)}; build it after the last add_param_group."
             )
         factor = self.factor()
-        self._last_l1 = [base * factor for base in self.base_l1s]
-        for group, value in zip(groups, self._last_l1, strict=True):
+        self._last_l1s = [base * factor for base in self.base_l1s]
+        for group, value in zip(groups, self._last_l1s, strict=True):
             if isinstance(group["l1"], Tensor):
                 group["l1"].fill_(value)
             else:
                 group["l1"] = value
 
 
-class LinearL1(L1Scheduler):
-    """Go from one multiple of the base l1 to another in a straight line.
+class RampL1(L1Scheduler):
+    """Go from one multiple of the base l1 to another, in a straight line or along a power.
 
-    The factor at step t is start_factor + (end_factor − start_factor) · x, where
-    x = (t − delay) / total_iters, held between 0 and 1.
+    The factor at step t is end_factor + (start_factor − end_factor) · (1 − x) ** power, where
+    x = (t − delay) / total_iters, held between 0 and 1. A power above 1 is fast at first and
+    gentle at the end.
 
     Args:
         optimizer: as in :class:`L1Scheduler`.
@@ -112,6 +113,7 @@ class LinearL1(L1Scheduler):
         start_factor: multiple of the base l1 at its begin, finite and ≥ 0. (default: 0)
         end_factor: multiple of the base l1 at its end, finite and ≥ 0. (default: 1)
         delay: how many steps to stay at the start, ≥ 0. (default: 0)
+        power: finite and above 0. (default: 1, a straight line)
     """
 
     def __init__(
@@ -121,52 +123,48 @@ class LinearL1(L1Scheduler):
         start_factor: float = 0.0,
         end_factor: float = 1.0,
         delay: int = 0,
+        *,
+        power: float = 1.0,
     ) -> None:
         _check_range("total_iters", total_iters, 1)
         _check_range("start_factor", start_factor, 0)
         _check_range("end_factor", end_factor, 0)
         _check_range("delay", delay, 0)
+        if not 0 < power < math.inf:
+            raise ValueError(f"Invalid power: {power}, expected finite and above 0")
         self.total_iters = total_iters
         self.start_factor = start_factor
         self.end_factor = end_factor
         self.delay = delay
+        self.power = power
         super().__init__(optimizer)
-
-    def _way(self) -> float:
-        """The share of the way that is done, from 0 to 1."""
-        return min(max((self.last_epoch - self.delay) / self.total_iters, 0.0), 1.0)
 
     def factor(self) -> float:
         """The formula of the class."""
-        way = self._way()
-        return (1 - way) * self.start_factor + way * self.end_factor
+        done = min(max((self.last_epoch - self.delay) / self.total_iters, 0.0), 1.0)
+        left: float = (1 - done) ** self.power
+        return (1 - left) * self.end_factor + left * self.start_factor
 
 
-class WarmupL1(LinearL1):
-    """Rise from 0 to the base l1 in a straight line, and stay there.
+LinearL1 = RampL1
 
-    Args:
-        optimizer: as in :class:`L1Scheduler`.
-        total_iters: how many steps the rise takes, ≥ 1.
-        delay: how many steps to train without l1 before it, ≥ 0. (default: 0)
-    """
+
+class WarmupL1(RampL1):
+    """:class:`RampL1` from 0 to the base l1 in a straight line, with ``delay`` in third place."""
 
     def __init__(self, optimizer: Optimizer, total_iters: int, delay: int = 0) -> None:
         super().__init__(optimizer, total_iters, delay=delay)
 
 
-class CubicL1(LinearL1):
-    """Go from one multiple of the base l1 to another, fast at first and gently at the end.
+class CubicL1(RampL1):
+    """:class:`RampL1` with a power of 3, unless another is given.
 
-    The factor is end_factor + (start_factor − end_factor) · (1 − x)³ with the x, the arguments and
-    the defaults of :class:`LinearL1`. It is the curve along which Zhu and Gupta, *To prune, or not
-    to prune* (2017), raise the sparsity.
+    It is the curve along which Zhu and Gupta, *To prune, or not to prune* (2017), raise the
+    sparsity.
     """
 
-    def factor(self) -> float:
-        """The formula of the class."""
-        left = (1 - self._way()) ** 3
-        return (1 - left) * self.end_factor + left * self.start_factor
+    def __init__(self, *args: Any, power: float = 3.0, **kwargs: Any) -> None:
+        super().__init__(*args, power=power, **kwargs)
 
 
 class TargetSparsityL1(L1Scheduler):
@@ -277,7 +275,7 @@ class TargetSparsityL1(L1Scheduler):
         groups = zip(self.optimizer.param_groups, self.base_l1s, strict=True)
         params = [param for group, base in groups if base for param in group["params"]]
         weights: int = sum(param.numel() for param in params)
-        return 1 - sum(read(count_nonzeros(params))) / max(weights, 1)
+        return 1 - sum(read_numbers(count_nonzeros(params))) / max(weights, 1)
 
 
 def _logit(share: float) -> float:
