@@ -1,4 +1,4 @@
-"""The axes of the test matrix: backend × dtype × layout, each with a readable id."""
+"""The axes of the test matrix: backend × storage × layout, each with a readable id."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 import cuda_on_host
 from proxadam import backends
+from storages import NAMES, STORAGES, Storage
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,7 @@ def _id(value: Any) -> str | None:
 
 def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) -> str | None:  # noqa: ARG001
     if isinstance(val, torch.dtype):
-        return {
-            torch.float32: "fp32",
-            torch.float64: "fp64",
-            torch.bfloat16: "bf16",
-            torch.float16: "fp16",
-        }.get(val, str(val).removeprefix("torch."))
+        return NAMES.get(val, str(val).removeprefix("torch."))
     if isinstance(val, dict):
         return ",".join(f"{k}={v}" for k, v in val.items()) or "plain"
     return None
@@ -116,8 +112,9 @@ def using(backend: Backend) -> Iterator[Backend]:
         yield backend
 
 
-@pytest.fixture(params=[torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+@pytest.fixture(params=STORAGES, ids=lambda storage: storage.name)
+def storage(request: pytest.FixtureRequest) -> Storage:
+    """How parameters, gradients and moments are stored."""
     return request.param
 
 

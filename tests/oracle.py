@@ -1,7 +1,7 @@
 """The step in float64, written from its equations and from nothing in the package.
 
 One function, one step, NumPy arrays in and out. Where ``proxadam`` and this file differ beyond
-``tolerances.py``, one of them is wrong.
+``storages.py`` allows, one of them is wrong.
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ def scaled(optimizer, scale, found_inf=0.0):
 
 
 @pytest.mark.parametrize("scale", [8.0, [8.0], 1.0, None], ids=["0-d", "1-d", "one", "none"])
-def test_gradients_are_unscaled_and_written_back(backend, dtype, scale):
-    plain = ProxAdam(weights((37,), (), (2, 3), dtype=dtype), **BUSY, **backend.options)
+def test_gradients_are_unscaled_and_written_back(backend, storage, scale):
+    params = storage.weights((37,), (), (2, 3))
+    plain = ProxAdam(params, **BUSY, **storage.options, **backend.options)
     amp = twin_of(plain)
     for param in params_of(amp):
         param.grad *= 8.0 if scale in (8.0, [8.0]) else 1.0  # exact in every dtype
@@ -59,9 +60,10 @@ def test_unscaling_is_not_rounded_before_the_step(backend):
 
 @pytest.mark.parametrize("found_inf", [1.0, 2.0, math.inf])
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_found_inf_skips_the_step_altogether(backend, dtype, found_inf, steps_before):
+def test_found_inf_skips_the_step_altogether(backend, storage, found_inf, steps_before):
     """It is a sum over devices: anything but zero counts."""
-    optimizer = ProxAdam(weights((37,), (2, 3), dtype=dtype), **BUSY, **backend.options)
+    params = storage.weights((37,), (2, 3))
+    optimizer = ProxAdam(params, **BUSY, **storage.options, **backend.options)
     for _ in range(steps_before):
         optimizer.step()
     before = snapshot(optimizer)
@@ -73,16 +75,17 @@ def test_found_inf_skips_the_step_altogether(backend, dtype, found_inf, steps_be
     assert all(optimizer.state[p]["step"] == steps_before for p in params_of(optimizer))
 
 
-def test_a_mixed_step_honours_both_on_each_path(dtype):
+def test_a_mixed_step_honours_both_on_each_path(storage):
     """Parameters for the kernel and for torch ops in one group, and a group that forbids it."""
-    base, gradient = torch.randn(2, 4, 6, dtype=dtype)
+    base, gradient = torch.randn(2, 4, 6, dtype=storage.param)
 
     def optimizer(scale):
-        params = [torch.nn.Parameter(base.clone()[view]) for view in (0, (..., slice(2, 4)), 3)]
+        params = [storage.parameter(base.clone()[view]) for view in (0, (..., slice(2, 4)), 3)]
         for param in params:
-            param.grad = scale * gradient.flatten()[: param.numel()].view(param.shape)
+            values = scale * gradient.flatten()[: param.numel()].view(param.shape)
+            param.grad = storage.gradient(values)
         groups = [{"params": params[:2]}, {"params": params[2:], "foreach": True}]
-        return ProxAdam(groups, **BUSY)
+        return ProxAdam(groups, **BUSY, **storage.options)
 
     plain, amp = optimizer(1.0), optimizer(4.0)
     before = snapshot(amp)

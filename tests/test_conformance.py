@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from conftest import Backend
 from optim_db import OPTIM_DB, cases, each_info, inputs
 from proxadam import ProxAdam
+from storages import each_dtype
 from tools import (
     LOOP,
     TWINS,
@@ -74,6 +75,7 @@ def test_error_inputs_raise_as_torch(ours, theirs, case, path):
 
 
 @each_info
+@each_dtype
 def test_paths_are_as_near_to_torchs_as_torch_asks_of_its_own(info, backend, dtype):
     """In 16 bits to its fused path: its loop rounds at every operation, and ours once, as that.
 

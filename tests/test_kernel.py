@@ -25,14 +25,14 @@ def _run(params, steps=3, seed=5, **options):
     for _ in range(steps):
         for param in params:
             grad = torch.randn(param.numel(), generator=generator).view(param.shape)
-            param.grad = grad.to(param.dtype)
+            param.grad = grad.to(param.grad_dtype)
         optimizer.step()
     return [t for p in params for t in (p.detach(), *optimizer.state[p].values())]
 
 
-def _params(dtype, sizes=SIZES):
+def _params(storage, sizes=SIZES):
     generator = torch.Generator().manual_seed(2)
-    return [Parameter(torch.randn(n, generator=generator).to(dtype)) for n in sizes]
+    return [storage.parameter(torch.randn(n, generator=generator)) for n in sizes]
 
 
 def _equal(a, b):
@@ -46,34 +46,37 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_same_bits_for_every_thread_count(kernel_module, dtype, threads):  # noqa: ARG001
+def test_same_bits_for_every_thread_count(kernel_module, storage, threads):  # noqa: ARG001
     results = []
     for count in (1, 2, 3, 7):
         threads(count)
-        results.append(_run(_params(dtype)))
+        results.append(_run(_params(storage), **storage.options))
     assert all(_equal(results[0], other) for other in results[1:])
 
 
-def test_same_bits_for_every_instruction_set(kernel_module, dtype):
+def test_same_bits_for_every_instruction_set(kernel_module, storage):
     before = kernel_module.capability()
     results = []
     for capability in kernel_module.capabilities():
         kernel_module.use_capability(capability)
-        results.append(_run(_params(dtype)))
+        results.append(_run(_params(storage), **storage.options))
     kernel_module.use_capability(before)
     assert all(_equal(results[0], other) for other in results[1:])
 
 
-def test_same_bits_when_a_tensor_is_split_or_lies_elsewhere(kernel_module, dtype):  # noqa: ARG001
+def test_same_bits_when_a_tensor_is_split_or_lies_elsewhere(kernel_module, storage):  # noqa: ARG001
     """One tensor, the same numbers in uneven pieces, and at every misalignment."""
     numel = 40_001
-    values, grads = torch.randn(numel).to(dtype), torch.randn(3, numel).to(dtype)
+    values = torch.randn(numel).to(storage.param)
+    grads = torch.randn(3, numel).to(storage.grad)
 
     def run(cuts, offset):
-        buffer = torch.full((numel + 8,), 7.0, dtype=dtype)
+        buffer = torch.full((numel + 8,), 7.0, dtype=storage.param)
         buffer[offset : offset + numel] = values
-        pieces = [Parameter(buffer[offset + a : offset + b]) for a, b in itertools.pairwise(cuts)]
-        optimizer = ProxAdam(pieces, **OPTIONS)
+        pieces = [
+            storage.parameter(buffer[offset + a : offset + b]) for a, b in itertools.pairwise(cuts)
+        ]
+        optimizer = ProxAdam(pieces, **OPTIONS, **storage.options)
         for grad in grads:
             for piece, (a, b) in zip(pieces, itertools.pairwise(cuts), strict=True):
                 piece.grad = grad[a:b]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam
-from tolerances import assert_close
+from storages import WIDE, assert_close
 from tools import BUSY, LOOP, assert_same_bits, error_of, snapshot, weights
 
 SENTINEL = 12345.0
@@ -97,17 +97,18 @@ def test_layouts_step_as_the_contiguous_copy(any_backend, layout, grad_layout):
 
 @pytest.mark.parametrize("numel", [1, 3, 17, 1025])
 @pytest.mark.parametrize("offset", [1, 3])
-def test_misaligned_views_write_nothing_beside_them(any_backend, dtype, numel, offset):
+def test_misaligned_views_write_nothing_beside_them(any_backend, storage, numel, offset):
     """Parameter, gradient and moments all begin and end off any vector's boundary."""
 
     def misaligned(values):
-        base = torch.full((numel + 2 * offset,), SENTINEL, dtype=dtype)
+        base = torch.full((numel + 2 * offset,), SENTINEL, dtype=values.dtype)
         return base[offset:-offset].copy_(values)
 
-    (aligned,) = weights((numel,), dtype=dtype)
-    param = Parameter(misaligned(aligned.detach()))
+    (aligned,) = storage.weights((numel,))
+    param = storage.parameter(misaligned(aligned.detach()))
     param.grad = misaligned(aligned.grad)
-    optimizer, expected = (ProxAdam([p], **BUSY, **any_backend.options) for p in (param, aligned))
+    options = {**BUSY, **storage.options, **any_backend.options}
+    optimizer, expected = (ProxAdam([p], **options) for p in (param, aligned))
     optimizer.step()
     expected.step()
     state = optimizer.state[param]
@@ -155,40 +156,34 @@ def test_a_negated_view_may_be_a_parameter(any_backend):
 
 # ---- float32 beside 16-bit parameters ----------------------------------------------------------
 
-WIDE = {"grad": (True, False), "state": (False, True), "grad and state": (True, True)}
 
-
-@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("wide", WIDE)
-def test_float32_gradients_and_state_of_narrow_parameters(any_backend, narrow, wide):
+@pytest.mark.parametrize("storage", WIDE, ids=lambda storage: storage.name)
+def test_float32_gradients_and_state_of_narrow_parameters(any_backend, storage):
     """16-bit weights step as float32 ones do, rounded once; the kernel takes them all."""
-    wide_grad, wide_state = WIDE[wide]
-    (twin,) = weights((1000,), dtype=torch.float32)
-    param = Parameter(twin.detach().to(narrow))
+    (twin,) = weights((1000,))
+    param = storage.parameter(twin.detach())
     options = {**BUSY, **any_backend.options}
-    state_dtype = torch.float32 if wide_state else None
-    optimizer = ProxAdam([param], **options, state_dtype=state_dtype)
+    optimizer = ProxAdam([param], **options, **storage.options)
     expected = ProxAdam([twin], **options)
     for _ in range(3):
         twin.data.copy_(param.data)  # each step begins from what the one before has stored
         grad = torch.randn_like(twin)
-        param.grad_dtype = torch.float32 if wide_grad else narrow
-        param.grad = grad if wide_grad else grad.to(narrow)
+        param.grad = storage.gradient(grad)
         twin.grad = param.grad.float()
         optimizer.step()
         expected.step()
         scale = twin.detach().abs().clamp(min=BUSY["lr"])
-        assert_close(param, twin.detach(), scale, narrow, "param")
-        assert param.dtype == narrow
+        assert_close(param, twin.detach(), scale, storage, "param")
+        assert param.dtype == storage.param
         for name, moment in optimizer.state[param].items():
             of_twin = expected.state[twin][name]
             if name == "step":
                 assert moment == of_twin
-            elif wide_state:
+            elif storage.state == torch.float32:
                 assert moment.dtype == torch.float32
                 torch.testing.assert_close(moment, of_twin, rtol=1e-6, atol=1e-6)
             else:
-                assert moment.dtype == narrow
+                assert moment.dtype == storage.state
                 of_twin.copy_(moment)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import Parameter
 
 from proxadam import ProxAdam, prox_elastic_net, soft_threshold
+from storages import FP32, FP64
 
 F64 = torch.float64
 strength = st.sampled_from([0.0, 1e-3, 0.3, 2.0])
@@ -78,10 +79,10 @@ def test_complex_threshold_acts_on_the_modulus():
 # ---- the step as a prox -----------------------------------------------------------------------
 
 
-def _one_step(backend, dtype, param, grad, **options):
-    param = Parameter(torch.as_tensor(param, dtype=dtype, device=backend.device).clone())
-    param.grad = torch.as_tensor(grad, dtype=dtype, device=backend.device)
-    optimizer = ProxAdam([param], **options, **backend.options)
+def _one_step(backend, storage, param, grad, **options):
+    param = storage.parameter(torch.as_tensor(param, device=backend.device).clone())
+    param.grad = storage.gradient(torch.as_tensor(grad, device=backend.device))
+    optimizer = ProxAdam([param], **options, **storage.options, **backend.options)
     optimizer.step()
     return param.detach(), optimizer.state[param]
 
@@ -90,7 +91,7 @@ def test_step_solves_its_subproblem(backend):
     """w⁺ = argmin ⟨m̂, w⟩ + R(w) + ‖w − w_t‖²_D / (2 lr): the KKT residual is a few ulp."""
     w, g = torch.randn(200, dtype=F64), torch.randn(200, dtype=F64)
     lr, l1, l2 = 0.3, 0.6, 0.4
-    new, _ = _one_step(backend, F64, w, g, lr=lr, l1=l1, l2=l2, max_shrink=math.inf)
+    new, _ = _one_step(backend, FP64, w, g, lr=lr, l1=l1, l2=l2, max_shrink=math.inf)
     d = g.abs() + 1e-8
     slope = g + l2 * new + d / lr * (new - w)
     off = torch.where(new == 0, (slope.abs() - l1).clamp(min=0), slope + l1 * new.sign())
@@ -129,7 +130,7 @@ def test_a_zero_weight_grows_back(backend):
 
 def test_threshold_has_no_bias_correction_of_the_step(backend):
     """At t = 1 a threshold of lr/(1 − β1) · l1/d is ten times too large, 1/√v uncorrected 31.6."""
-    new, _ = _one_step(backend, F64, [1.0], [0.5], lr=0.01, l1=0.05)
+    new, _ = _one_step(backend, FP64, [1.0], [0.5], lr=0.01, l1=0.05)
     d = 0.5 + 1e-8
     assert new.item() == pytest.approx(1 - 0.01 * 0.5 / d - 0.01 * 0.05 / d, rel=1e-14)
 
@@ -137,9 +138,9 @@ def test_threshold_has_no_bias_correction_of_the_step(backend):
 @pytest.mark.parametrize("factor", [2.0**10, 2.0**-10])
 def test_adaptive_step_is_invariant_to_the_scale_of_the_objective(backend, factor):
     w, g = torch.randn(100, dtype=F64), torch.randn(100, dtype=F64)
-    plain, _ = _one_step(backend, F64, w, g, lr=0.1, l1=0.3, l2=0.2, eps=1e-8)
+    plain, _ = _one_step(backend, FP64, w, g, lr=0.1, l1=0.3, l2=0.2, eps=1e-8)
     scaled, _ = _one_step(
-        backend, F64, w, factor * g, lr=0.1, l1=0.3 * factor, l2=0.2 * factor, eps=1e-8 * factor
+        backend, FP64, w, factor * g, lr=0.1, l1=0.3 * factor, l2=0.2 * factor, eps=1e-8 * factor
     )
     assert torch.equal(plain, scaled)
 
@@ -147,44 +148,44 @@ def test_adaptive_step_is_invariant_to_the_scale_of_the_objective(backend, facto
 def test_euclidean_step_is_invariant_to_the_scale_of_the_loss(backend):
     w, g = torch.randn(100, dtype=F64), torch.randn(100, dtype=F64)
     options = {"lr": 0.1, "l1": 0.3, "l2": 0.2, "metric": "euclidean"}
-    plain, _ = _one_step(backend, F64, w, g, eps=1e-8, **options)
-    scaled, _ = _one_step(backend, F64, w, 1024 * g, eps=1024e-8, **options)
+    plain, _ = _one_step(backend, FP64, w, g, eps=1e-8, **options)
+    scaled, _ = _one_step(backend, FP64, w, 1024 * g, eps=1024e-8, **options)
     assert torch.equal(plain, scaled)
 
 
-def test_step_is_odd(backend, dtype):
-    w, g = torch.randn(300).to(dtype), torch.randn(300).to(dtype)
+def test_step_is_odd(backend, storage):
+    w, g = torch.randn(300).to(storage.param), torch.randn(300).to(storage.grad)
     options = {"lr": 0.1, "l1": 0.5, "l2": 0.1}
-    there, _ = _one_step(backend, dtype, w, g, **options)
-    back, _ = _one_step(backend, dtype, -w, -g, **options)
+    there, _ = _one_step(backend, storage, w, g, **options)
+    back, _ = _one_step(backend, storage, -w, -g, **options)
     assert torch.equal(there, -back + 0.0)
 
 
 def test_euclidean_ridge_is_adam_then_shrink(backend):
     """AdamProx; and AdamW's decay is its first-order form, to (lr · wd)² relative."""
     w, g = torch.randn(100, dtype=F64), torch.randn(100, dtype=F64)
-    adam, _ = _one_step(backend, F64, w, g, lr=0.1)
-    ridge, _ = _one_step(backend, F64, w, g, lr=0.1, l2=0.2, metric="euclidean")
+    adam, _ = _one_step(backend, FP64, w, g, lr=0.1)
+    ridge, _ = _one_step(backend, FP64, w, g, lr=0.1, l2=0.2, metric="euclidean")
     torch.testing.assert_close(ridge, adam / (1 + 0.1 * 0.2), rtol=1e-15, atol=0)
     decayed, _ = _one_step(
-        backend, F64, w, g * 0, lr=0.1, weight_decay=0.2, decoupled_weight_decay=True
+        backend, FP64, w, g * 0, lr=0.1, weight_decay=0.2, decoupled_weight_decay=True
     )
-    shrunk, _ = _one_step(backend, F64, w, g * 0, lr=0.1, l2=0.2, metric="euclidean")
+    shrunk, _ = _one_step(backend, FP64, w, g * 0, lr=0.1, l2=0.2, metric="euclidean")
     assert ((decayed - shrunk).abs() <= (0.1 * 0.2) ** 2 * w.abs()).all()
 
 
 @pytest.mark.parametrize("max_shrink", [1.0, 10.0])
-def test_untouched_coordinates_move_by_max_shrink_at_most(backend, dtype, max_shrink):
-    w = torch.tensor([0.7, -0.7, 0.5, 0.0], dtype=dtype)
+def test_untouched_coordinates_move_by_max_shrink_at_most(backend, storage, max_shrink):
+    w = torch.tensor([0.7, -0.7, 0.5, 0.0], dtype=storage.param)
     new, _ = _one_step(
-        backend, dtype, w, torch.zeros(4), lr=0.01, l1=1e-3, l2=1e-2, max_shrink=max_shrink
+        backend, storage, w, torch.zeros(4), lr=0.01, l1=1e-3, l2=1e-2, max_shrink=max_shrink
     )
     reach = max_shrink * 0.01
     expected = torch.sign(w) * (w.abs() - reach).clamp(min=0)
-    tolerance = {torch.bfloat16: 2e-3, torch.float16: 3e-4}.get(dtype, 1e-7)
+    tolerance = {torch.bfloat16: 2e-3, torch.float16: 3e-4}.get(storage.param, 1e-7)
     torch.testing.assert_close(new, expected, rtol=0, atol=tolerance)
     unbounded, _ = _one_step(
-        backend, dtype, w, torch.zeros(4), lr=0.01, l1=1e-3, max_shrink=math.inf
+        backend, storage, w, torch.zeros(4), lr=0.01, l1=1e-3, max_shrink=math.inf
     )
     assert (unbounded == 0).all(), "without the bound an untouched weight is erased in one step"
 
@@ -192,17 +193,17 @@ def test_untouched_coordinates_move_by_max_shrink_at_most(backend, dtype, max_sh
 @pytest.mark.parametrize("l1", [1e30, 3e38])
 def test_huge_l1_gives_zeros_and_no_nan(backend, l1):
     w, g = torch.randn(50), torch.randn(50)
-    new, _ = _one_step(backend, torch.float32, w, g, lr=1.0, l1=l1, l2=l1, max_shrink=math.inf)
+    new, _ = _one_step(backend, FP32, w, g, lr=1.0, l1=l1, l2=l1, max_shrink=math.inf)
     assert (new == 0).all()
     assert not new.signbit().any()
-    still, _ = _one_step(backend, torch.float32, w, 0 * g, lr=1.0, l1=l1, max_shrink=math.inf)
+    still, _ = _one_step(backend, FP32, w, 0 * g, lr=1.0, l1=l1, max_shrink=math.inf)
     assert (still == 0).all()
 
 
-def test_zeros_are_positive_in_every_dtype(backend, dtype):
-    w = torch.randn(4000).mul(0.02).to(dtype)
-    w[:100] = -torch.rand(100).mul(1e-7).to(dtype)
-    new, _ = _one_step(backend, dtype, w, torch.randn(4000), lr=0.01, l1=0.3, l2=0.1)
+def test_zeros_are_positive_in_every_dtype(backend, storage):
+    w = torch.randn(4000).mul(0.02).to(storage.param)
+    w[:100] = -torch.rand(100).mul(1e-7).to(storage.param)
+    new, _ = _one_step(backend, storage, w, torch.randn(4000), lr=0.01, l1=0.3, l2=0.1)
     assert 0 < (new == 0).sum() < 4000
     assert not new[new == 0].signbit().any()
 
@@ -211,7 +212,7 @@ def test_stationarity_residual_is_small_only_at_the_optimum(backend):
     """d (w − w⁺) / lr, the gradient mapping, vanishes where KKT holds and nowhere else."""
     g = torch.tensor([-0.3, 0.2, 0.05], dtype=F64)  # KKT for l1 = .3 at w = (1, 0, 0)
     for w, stationary in (([1.0, 0, 0], True), ([1.0, 0, 0.1], False), ([-1.0, 0, 0], False)):
-        new, state = _one_step(backend, F64, w, g, lr=1e-3, l1=0.3, max_shrink=math.inf)
+        new, state = _one_step(backend, FP64, w, g, lr=1e-3, l1=0.3, max_shrink=math.inf)
         d = (state["exp_avg_sq"] / (1 - 0.999)).sqrt() + 1e-8
         residual = (d * (torch.tensor(w, dtype=F64) - new) / 1e-3).abs().max()
         assert (residual < 1e-12) == stationary

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from proxadam import ProxAdam, ProxAdamW, param_groups, sparsity
+from storages import each_dtype
 from tools import error_of
 
 
@@ -19,6 +20,7 @@ def _with_zeros(shape, zeros, dtype=torch.float32):
     return Parameter(tensor)
 
 
+@each_dtype
 def test_counts_by_parameter_group_and_in_all(dtype):
     a, b = _with_zeros((4, 5), 7, dtype), _with_zeros(10, 10, dtype)
     c = _with_zeros((), 0, dtype)

@@ -17,10 +17,10 @@ from tools import assert_same_bits, error_of, params_of, snapshot, twin_of, weig
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("position", [0, 7, 36])
 def test_a_bad_gradient_makes_its_own_weight_nan_and_no_other(
-    backend, dtype, options, bad, position
+    backend, storage, options, bad, position
 ):
     size = 37  # whole vectors and a tail
-    clean = ProxAdam(weights((size,), dtype=dtype), **options, **backend.options)
+    clean = ProxAdam(storage.weights((size,)), **options, **storage.options, **backend.options)
     dirty = twin_of(clean)
     (param,), (expected,) = params_of(dirty), params_of(clean)
     param.grad[position] = bad
@@ -31,21 +31,22 @@ def test_a_bad_gradient_makes_its_own_weight_nan_and_no_other(
     assert_same_bits(param[kept], expected[kept])
 
 
-def test_nan_in_a_parameter_stays(backend, dtype):
-    (param,) = weights((5,), dtype=dtype)
+def test_nan_in_a_parameter_stays(backend, storage):
+    (param,) = storage.weights((5,))
     param.data[1], param.data[2] = math.nan, math.inf
-    ProxAdam([param], l1=0.1, l2=0.1, **backend.options).step()
+    ProxAdam([param], l1=0.1, l2=0.1, **storage.options, **backend.options).step()
     assert param.isfinite().tolist() == [True, False, False, True, True]
     assert param[1].isnan()
 
 
-def test_a_negative_weight_that_underflows_is_plus_zero(backend, dtype):
-    info = torch.finfo(dtype)
+def test_a_negative_weight_that_underflows_is_plus_zero(backend, storage):
+    info = torch.finfo(storage.param)
     smallest = info.smallest_normal * info.eps  # the last number before zero
-    param = Parameter(torch.full((37,), -smallest, dtype=dtype))
+    param = storage.parameter(torch.full((37,), -smallest, dtype=storage.param))
     assert (param < 0).all()
-    param.grad = torch.zeros_like(param)
-    ProxAdam([param], lr=1.0, l2=4.0, metric="euclidean", **backend.options).step()
+    param.grad = storage.gradient(torch.zeros_like(param))
+    options = {"lr": 1.0, "l2": 4.0, "metric": "euclidean"}
+    ProxAdam([param], **options, **storage.options, **backend.options).step()
     assert_same_bits(param, torch.zeros_like(param))
 
 

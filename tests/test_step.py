@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import cuda_on_host
 from oracle import oracle_step
 from proxadam import ProxAdam
-from tolerances import assert_close
+from storages import assert_close
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 
@@ -29,14 +29,15 @@ def _golden_options(case: dict) -> dict:
 class Trajectory:
     """Runs a backend, and before each of its steps the oracle from the very same state."""
 
-    def __init__(self, param, backend, **options):
-        self.param = torch.nn.Parameter(param.to(backend.device))
+    def __init__(self, param, backend, storage, **options):
+        self.param = storage.parameter(param.to(backend.device))
+        self.storage = storage
         self.options = options
-        self.optimizer = ProxAdam([self.param], **options, **backend.options)
+        self.optimizer = ProxAdam([self.param], **options, **storage.options, **backend.options)
 
     def step(self, grad):
-        dtype = self.param.dtype
-        self.param.grad = grad.to(self.param)
+        storage = self.storage
+        self.param.grad = storage.gradient(grad).to(self.param.device)
         state = self.optimizer.state.get(self.param) or {}
         zeros = torch.zeros_like(self.param)
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
@@ -47,13 +48,13 @@ class Trajectory:
         self.optimizer.step()
         state = self.optimizer.state[self.param]
         assert state["step"].item() == step
-        assert_close(self.param, new, scale, dtype, f"param after step {step}")
+        assert_close(self.param, new, scale, storage, f"param after step {step}")
         _, grad, old_m, old_v, _ = before
         grad = np.abs(grad) + self.options.get("weight_decay", 0) * np.abs(before[0])
-        assert_close(state["exp_avg"], m, np.abs(old_m) + grad, dtype, f"exp_avg {step}")
-        assert_close(state["exp_avg_sq"], v, np.abs(old_v) + grad**2, dtype, f"exp_avg_sq {step}")
+        assert_close(state["exp_avg"], m, np.abs(old_m) + grad, storage, f"exp_avg {step}")
+        assert_close(state["exp_avg_sq"], v, np.abs(old_v) + grad**2, storage, f"exp_avg_sq {step}")
         if largest is not None:
-            assert_close(state["max_exp_avg_sq"], largest, np.abs(old_v) + grad**2, dtype, "max")
+            assert_close(state["max_exp_avg_sq"], largest, np.abs(old_v) + grad**2, storage, "max")
         zero = self.param == 0
         if self.options.get("l1"):
             assert not self.param[zero].signbit().any(), "a zero under the prox is -0.0"
@@ -61,20 +62,19 @@ class Trajectory:
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
-def test_golden(backend, dtype, case):
+def test_golden(backend, storage, case):
     """Three steps of hand-checked numbers; in 16 bits, of the same numbers rounded."""
     options = _golden_options(case)
-    start = torch.tensor(GOLDEN["param"], dtype=torch.float64).to(dtype)
-    run = Trajectory(start, backend, **options)
-    exact = dtype in (torch.float32, torch.float64)
+    start = torch.tensor(GOLDEN["param"], dtype=torch.float64)
+    run = Trajectory(start, backend, storage, **options)
     w, (m, v, largest) = np.array(GOLDEN["param"]), np.zeros((3, len(start)))
     for step, (grad, expected) in enumerate(zip(GOLDEN["grads"], case["expected"], strict=True), 1):
-        actual = run.step(torch.tensor(grad, dtype=torch.float64).to(dtype))
+        actual = run.step(torch.tensor(grad, dtype=torch.float64))
         w, m, v, maximum, scale = oracle_step(w, grad, m, v, largest, step, **options)
         largest = largest if maximum is None else maximum
         np.testing.assert_allclose(w, expected, rtol=0, atol=1e-12 * scale.max())
-        if exact:
-            assert_close(actual, expected, scale, dtype, f"golden {step}")
+        if storage.is_exact:
+            assert_close(actual, expected, scale, storage, f"golden {step}")
             assert (actual[torch.tensor(expected) == 0] == 0).all()
 
 
@@ -102,10 +102,10 @@ options_strategy = st.fixed_dictionaries(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(options=options_strategy, numel=st.integers(0, 70), scale=st.sampled_from([1e-3, 1, 30.0]))
-def test_random_options_against_the_oracle(backend, dtype, options, numel, scale):
-    run = Trajectory(torch.randn(numel).to(dtype), backend, **options)
+def test_random_options_against_the_oracle(backend, storage, options, numel, scale):
+    run = Trajectory(torch.randn(numel), backend, storage, **options)
     for _ in range(4):
-        run.step(torch.randn(numel).mul(scale).to(dtype))
+        run.step(torch.randn(numel).mul(scale))
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_random_options_against_the_oracle(backend, dtype, options, numel, scale
     [(), (1,), (17, 23), (3, 0), (5, 1, 7), (70_001,)],
     ids=lambda s: "x".join(map(str, s)),
 )
-def test_long_history_against_the_oracle(backend, dtype, shape):
+def test_long_history_against_the_oracle(backend, storage, shape):
     """60 steps with gaps, bursts and zeros in the gradients."""
     options = {"lr": 0.01, "l1": 0.3, "l2": 0.1, "weight_decay": 0.01, "amsgrad": True}
-    run = Trajectory(torch.randn(shape).to(dtype), backend, **options)
+    run = Trajectory(torch.randn(shape), backend, storage, **options)
     for step in range(60):
         grad = torch.randn(shape) * (0 if step % 7 == 3 else 10.0 ** -(step % 4))
-        run.step(grad.to(dtype))
+        run.step(grad)
     if run.param.numel() > 1000:
         assert 0.05 < (run.param == 0).double().mean() < 0.95, "the options should make some zeros"

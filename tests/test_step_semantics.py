@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -38,14 +37,15 @@ def test_no_gradient_means_no_step_no_state_no_decay(cls, backend):
     assert optimizer.state[moved]["step"] == 1
 
 
-def test_each_parameter_counts_its_own_steps(backend, dtype):
+def test_each_parameter_counts_its_own_steps(backend, storage):
     """Frozen for three steps, a parameter goes on as if these had not been."""
-    params = weights((5,), (7,), dtype=dtype)
-    both = ProxAdam(params, **BUSY, **backend.options)
-    alone = [ProxAdam([copy.deepcopy(p)], **BUSY, **backend.options) for p in params]
+    params = storage.weights((5,), (7,))
+    options = {**BUSY, **storage.options, **backend.options}
+    both = ProxAdam(params, **options)
+    alone = [ProxAdam([storage.parameter(p.detach().clone())], **options) for p in params]
     for i in range(8):
         for param, optimizer in zip(params, alone, strict=True):
-            param.grad = torch.randn_like(param)
+            param.grad = storage.gradient(torch.randn_like(param))
             if param is params[1] and 3 <= i < 6:
                 param.grad = None
             params_of(optimizer)[0].grad = param.grad
@@ -56,13 +56,13 @@ def test_each_parameter_counts_its_own_steps(backend, dtype):
         assert_same_bits(param, params_of(optimizer)[0])
 
 
-def test_scalars_and_empty_tensors(backend, dtype):
+def test_scalars_and_empty_tensors(backend, storage):
     shapes = [(), (1,), (1, 1, 1), (0,), (0, 3)]
-    params = weights(*shapes, dtype=dtype)
+    params = storage.weights(*shapes)
     for param in params:
         param.data.fill_(0.7)
         param.grad.fill_(0.3)
-    optimizer = ProxAdam(params, **BUSY, **backend.options)
+    optimizer = ProxAdam(params, **BUSY, **storage.options, **backend.options)
     for _ in range(3):
         optimizer.step()
     assert params[0].item() == params[1].item() == params[2].item() < 0.65
@@ -191,12 +191,12 @@ def test_grad_mode_is_restored_also_after_an_error(backend, enabled):
 
 
 @each_class
-def test_zero_gradients_move_nothing(cls, backend, dtype):
-    (param,) = weights((33,), dtype=dtype)
+def test_zero_gradients_move_nothing(cls, backend, storage):
+    (param,) = storage.weights((33,))
     before = param.detach().clone()
-    optimizer = cls([param], weight_decay=0.0, **backend.options)
+    optimizer = cls([param], weight_decay=0.0, **storage.options, **backend.options)
     for _ in range(3):
-        param.grad = torch.zeros_like(param)
+        param.grad = storage.gradient(torch.zeros_like(param))
         optimizer.step()
     assert_same_bits(param, before)
 
@@ -204,14 +204,14 @@ def test_zero_gradients_move_nothing(cls, backend, dtype):
 @pytest.mark.parametrize("metric", ["adaptive", "euclidean"])
 @pytest.mark.parametrize("max_shrink", [10.0, math.inf])
 @each_class
-def test_lr_zero_leaves_parameters_bit_identical(cls, backend, dtype, metric, max_shrink):
+def test_lr_zero_leaves_parameters_bit_identical(cls, backend, storage, metric, max_shrink):
     """Checkpointing takes such a step to make the state: no decay, no prox, no sign change."""
-    params = weights((33,), (), dtype=dtype)
+    params = storage.weights((33,), ())
     params[0].data[:3] = torch.tensor([-0.0, 0.0, math.inf])
     params[0].grad[4:6] = torch.tensor([math.nan, math.inf])
     options = {**BUSY, "lr": 0.0, "metric": metric, "max_shrink": max_shrink}
     before = [p.detach().clone() for p in params]
-    optimizer = cls(params, **options, **backend.options)
+    optimizer = cls(params, **options, **storage.options, **backend.options)
     optimizer.step()
     for param, same in zip(params, before, strict=True):
         assert_same_bits(param, same)
@@ -231,8 +231,8 @@ def test_a_tensor_lr_of_zero_leaves_parameters_bit_identical(backend):
 
 
 @each_class
-def test_a_tiny_lr_is_invisible(cls, backend, dtype):
-    (param,) = weights((33,), dtype=dtype)
+def test_a_tiny_lr_is_invisible(cls, backend, storage):
+    (param,) = storage.weights((33,))
     before = param.detach().clone()
-    cls([param], **{**BUSY, "lr": 1e-28}, **backend.options).step()
+    cls([param], **{**BUSY, "lr": 1e-28}, **storage.options, **backend.options).step()
     assert_same_bits(param, before)

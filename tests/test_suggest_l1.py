@@ -10,6 +10,7 @@ import torch
 from proxadam import ProxAdam, ProxAdamW, suggest_l1
 from proxadam._sparsity import reading
 from proxadam._sparsity import suggest_l1 as suggest_l1_module
+from storages import each_dtype
 from tools import error_of, params_of, weights
 
 
@@ -38,6 +39,7 @@ def _running(dtype=torch.float32, metric="adaptive", l1=0.1, steps=3):
     return optimizer
 
 
+@each_dtype
 @pytest.mark.parametrize("metric", ["adaptive", "euclidean"])
 @pytest.mark.parametrize("target", [1e-9, 0.5, 0.9, 0.999, 1 - 1e-9])
 def test_the_smallest_l1_that_lets_so_many_rest(dtype, metric, target, monkeypatch):

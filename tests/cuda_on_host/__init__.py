@@ -53,13 +53,11 @@ class CpuKernel:
     def __init__(self, steps_on_host: bool) -> None:
         self.steps_on_host = steps_on_host
 
-    def admit(
-        self, groups: list, grad_scales: list = (), found_infs: list = (), launch: bool = True
-    ) -> object:
+    def admit(self, groups: list, *amp: list, launch: bool = True) -> object:
         cuda, fake = modules()
         steps = [t for group in groups for t in group.state_steps] if self.steps_on_host else []
         fake.keep_on_host({t.data_ptr() for t in steps if isinstance(t, torch.Tensor)})
-        return cuda.admit(groups, list(grad_scales), [], launch)
+        return cuda.admit(groups, *amp[:1], launch=launch)
 
     def launch(self, plans: list) -> None:
         modules()[0].launch(plans)
