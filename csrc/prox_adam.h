@@ -16,8 +16,17 @@
 
 namespace proxadam {
 
-// What becomes of the parameter: nothing where lr = 0, Adam's result, or its prox in a metric.
-enum class Update { kFrozen, kAdam, kAdaptive, kEuclidean };
+// What becomes of the parameter, X(name, prox): nothing where lr = 0, Adam's result, or a prox of
+// it. A prox is a line here, a function below, and a place in update_of().
+#define PROXADAM_UPDATES(X)         \
+  X(Frozen, no_prox)                \
+  X(Adam, no_prox)                  \
+  X(Adaptive, adaptive_elastic_net) \
+  X(Euclidean, euclidean_elastic_net)
+
+#define PROXADAM_ENUMERATOR(name, prox) k##name,
+enum class Update { PROXADAM_UPDATES(PROXADAM_ENUMERATOR) };
+#undef PROXADAM_ENUMERATOR
 
 PROXADAM_INLINE Update update_of(const Options& o) {
   if (o.lr.value == 0) return Update::kFrozen;
@@ -25,7 +34,9 @@ PROXADAM_INLINE Update update_of(const Options& o) {
   return o.euclidean ? Update::kEuclidean : Update::kAdaptive;
 }
 
-// What a step multiplies with: computed once per parameter in double, then narrowed once.
+// ---- constants --------------------------------------------------------------------------------
+
+// What a step multiplies with.
 template <typename opmath_t>
 struct StepConstants {
   opmath_t grad_sign;      // −1 to maximize
@@ -41,23 +52,6 @@ struct StepConstants {
   opmath_t lr_l1;      // the threshold carries plain lr, never step_size
   opmath_t lr_l2;
   opmath_t max_pull;  // max_shrink · lr
-
-  template <typename other_t>
-  PROXADAM_INLINE StepConstants<opmath_t> from(const StepConstants<other_t>& c) {
-    return {opmath_t(c.grad_sign),
-            opmath_t(c.grad_scale),
-            opmath_t(c.coupled_decay),
-            opmath_t(c.decay_factor),
-            opmath_t(c.lerp_weight),
-            opmath_t(c.beta2),
-            opmath_t(c.one_minus_beta2),
-            opmath_t(c.inv_bias_correction2_sqrt),
-            opmath_t(c.eps),
-            opmath_t(c.step_size),
-            opmath_t(c.lr_l1),
-            opmath_t(c.lr_l2),
-            opmath_t(c.max_pull)};
-  }
 };
 
 // Whether a step can be taken: with betas of 1 and more, which cyclic schedules pass through, there
@@ -69,13 +63,12 @@ PROXADAM_INLINE bool has_bias_corrections(const Options& o, double step) {
   return finite && bias_correction1 != 0 && bias_correction2 > 0;
 }
 
-// `step` counts from 1.
-PROXADAM_INLINE StepConstants<double> step_constants(const Options& o, double step,
-                                                     double grad_scale) {
+// Each is computed in double and narrowed once, where it is set. `step` counts from 1.
+template <typename opmath_t>
+PROXADAM_INLINE StepConstants<opmath_t> step_constants(const Options& o, double step,
+                                                       double grad_scale) {
   const double lr = o.lr.value;
-  const double bias_correction1 = 1 - pow(o.beta1.value, step);
-  const double bias_correction2 = 1 - pow(o.beta2.value, step);
-  StepConstants<double> c;
+  StepConstants<opmath_t> c;
   c.grad_sign = o.maximize ? -1 : 1;
   c.grad_scale = grad_scale;
   c.coupled_decay = o.decoupled_weight_decay ? 0 : o.weight_decay.value;
@@ -83,19 +76,50 @@ PROXADAM_INLINE StepConstants<double> step_constants(const Options& o, double st
   c.lerp_weight = 1 - o.beta1.value;
   c.beta2 = o.beta2.value;
   c.one_minus_beta2 = 1 - o.beta2.value;
-  c.inv_bias_correction2_sqrt = 1 / sqrt(bias_correction2);
+  c.inv_bias_correction2_sqrt = 1 / sqrt(1 - pow(o.beta2.value, step));
   c.eps = o.eps.value;
-  c.step_size = lr / bias_correction1;
+  c.step_size = lr / (1 - pow(o.beta1.value, step));
   c.lr_l1 = lr * o.l1.value;
   c.lr_l2 = lr * o.l2.value;
   c.max_pull = o.max_shrink.value * lr;
   return c;
 }
 
+// ---- Adam -------------------------------------------------------------------------------------
+
 PROXADAM_INLINE float square_root(float x) { return sqrtf(x); }
 PROXADAM_INLINE double square_root(double x) { return sqrt(x); }
 
-// The comparisons below are written so that a NaN in the first argument comes out again.
+// Replaces the moments by their new values, and returns d, the denominator of Adam's step and its
+// metric. `grad` is already divided by the gradient scale.
+template <bool amsgrad, typename opmath_t>
+PROXADAM_INLINE opmath_t update_moments(const StepConstants<opmath_t>& c, opmath_t grad,
+                                        opmath_t param, opmath_t& exp_avg, opmath_t& exp_avg_sq,
+                                        opmath_t& max_exp_avg_sq) {
+  // coupled decay; AdamW's is the parameter's own
+  grad = c.grad_sign * grad;
+  grad = c.coupled_decay != 0 ? grad + c.coupled_decay * param : grad;
+
+  // the lerp as ATen has it, exact at both of its ends
+  const opmath_t diff = grad - exp_avg;
+  exp_avg = c.lerp_weight < opmath_t(0.5) ? exp_avg + c.lerp_weight * diff
+                                          : grad - diff * (1 - c.lerp_weight);
+  exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * grad * grad;
+  opmath_t second_moment = exp_avg_sq;
+  if (amsgrad) {
+    // NaN in either one is kept, as torch.maximum keeps it.
+    max_exp_avg_sq = (max_exp_avg_sq > exp_avg_sq) | (max_exp_avg_sq != max_exp_avg_sq)
+                         ? max_exp_avg_sq
+                         : exp_avg_sq;
+    second_moment = max_exp_avg_sq;
+  }
+  return square_root(second_moment) * c.inv_bias_correction2_sqrt + c.eps;
+}
+
+// ---- proxes -----------------------------------------------------------------------------------
+//
+// Each takes Adam's result z and 1 / d. Comparisons are written so that a NaN in the first argument
+// comes out again.
 
 template <typename opmath_t>
 PROXADAM_INLINE opmath_t clamp(opmath_t x, opmath_t low, opmath_t high) {
@@ -109,45 +133,62 @@ PROXADAM_INLINE opmath_t soft_threshold(opmath_t x, opmath_t threshold) {
   return x - clamp(x, -threshold, threshold);
 }
 
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t no_prox(const StepConstants<opmath_t>&, opmath_t z, opmath_t) {
+  return z;
+}
+
+// argmin_y d (y − z)² / (2 lr) + l1 |y| + l2 y² / 2
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t adaptive_elastic_net(const StepConstants<opmath_t>& c, opmath_t z,
+                                              opmath_t inv_denom) {
+  return soft_threshold(z, c.lr_l1 * inv_denom) / (1 + c.lr_l2 * inv_denom);
+}
+
+// The same with d = 1.
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t euclidean_elastic_net(const StepConstants<opmath_t>& c, opmath_t z,
+                                               opmath_t) {
+  return soft_threshold(z, c.lr_l1) / (1 + c.lr_l2);
+}
+
+template <Update update, typename opmath_t>
+PROXADAM_INLINE opmath_t prox(const StepConstants<opmath_t>& c, opmath_t z, opmath_t inv_denom) {
+  switch (update) {
+#define PROXADAM_PROX(name, function) \
+  case Update::k##name:               \
+    return function(c, z, inv_denom);
+    PROXADAM_UPDATES(PROXADAM_PROX)
+#undef PROXADAM_PROX
+  }
+  return z;
+}
+
+// ---- the step ---------------------------------------------------------------------------------
+
+// Whether the parameter comes out of a prox: no zero of it has a sign then.
+PROXADAM_INLINE constexpr bool has_prox(Update update) {
+  return update != Update::kFrozen && update != Update::kAdam;
+}
+
 // One element's step, in opmath precision: param, exp_avg, exp_avg_sq (and max_exp_avg_sq with
-// amsgrad) are replaced by their new values. `grad` is already divided by the gradient scale.
+// amsgrad) are replaced by their new values.
 template <Update update, bool amsgrad, typename opmath_t>
 PROXADAM_INLINE void prox_adam_update(const StepConstants<opmath_t>& c, opmath_t grad,
                                       opmath_t& param, opmath_t& exp_avg, opmath_t& exp_avg_sq,
                                       opmath_t& max_exp_avg_sq) {
-  // decay, of which AdamW's part comes with the parameter's update below
-  grad = c.grad_sign * grad;
-  grad = c.coupled_decay != 0 ? grad + c.coupled_decay * param : grad;
-
-  // moments; the lerp as ATen has it, exact at both of its ends
-  const opmath_t diff = grad - exp_avg;
-  exp_avg = c.lerp_weight < opmath_t(0.5) ? exp_avg + c.lerp_weight * diff
-                                          : grad - diff * (1 - c.lerp_weight);
-  exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * grad * grad;
-  opmath_t second_moment = exp_avg_sq;
-  if (amsgrad) {
-    // NaN in either one is kept, as torch.maximum keeps it.
-    max_exp_avg_sq = (max_exp_avg_sq > exp_avg_sq) | (max_exp_avg_sq != max_exp_avg_sq)
-                         ? max_exp_avg_sq
-                         : exp_avg_sq;
-    second_moment = max_exp_avg_sq;
-  }
+  const opmath_t denom =
+      update_moments<amsgrad>(c, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
   if (update == Update::kFrozen) return;
-
-  // Adam
-  const opmath_t denom = square_root(second_moment) * c.inv_bias_correction2_sqrt + c.eps;
   param = c.decay_factor * param;
-  if (update == Update::kAdam) {
+  if (!has_prox(update)) {
     param = param - c.step_size * exp_avg / denom;
     return;
   }
-  const opmath_t inv_denom = 1 / denom;
+  const opmath_t inv_denom = 1 / denom;  // a multiplication each, where Adam alone divides
   const opmath_t z = param - c.step_size * exp_avg * inv_denom;
-
-  // prox in the metric: threshold, shrink, and a bound on the two together
-  const opmath_t metric = update == Update::kAdaptive ? inv_denom : opmath_t(1);
-  const opmath_t shrunk = soft_threshold(z, c.lr_l1 * metric) / (1 + c.lr_l2 * metric);
-  param = clamp(shrunk, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
+  const opmath_t w = prox<update>(c, z, inv_denom);
+  param = clamp(w, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
 }
 
 }  // namespace proxadam

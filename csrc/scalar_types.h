@@ -13,36 +13,92 @@
 
 namespace proxadam {
 
-enum class ScalarType : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
-
-// How a parameter, its gradient and its moments are stored. Kernels are compiled for all three
-// alike, and for 16-bit parameters with the gradient, the moments or both in float32.
-struct TensorTypes {
-  ScalarType param;
-  ScalarType grad;
-  ScalarType state;
-};
-
-PROXADAM_INLINE bool is_16_bit(ScalarType type) {
-  return type == ScalarType::kBFloat16 || type == ScalarType::kFloat16;
-}
-
-// Whether a gradient or a moment of this type may go with such a parameter.
-PROXADAM_INLINE bool goes_with(ScalarType param, ScalarType type) {
-  return type == param || (is_16_bit(param) && type == ScalarType::kFloat32);
-}
-
-// Whether kernels are compiled for the three together.
-PROXADAM_INLINE bool is_legal(const TensorTypes& types) {
-  return goes_with(types.param, types.grad) && goes_with(types.param, types.state);
-}
-
 struct bfloat16 {
   uint16_t bits;
 };
 struct float16 {
   uint16_t bits;
 };
+
+// The storage formats, X(name, scalar_t): each is a line here and its own widen() and narrow()
+// below.
+#define PROXADAM_SCALAR_TYPES(X) \
+  X(Float32, float)              \
+  X(Float64, double)             \
+  X(BFloat16, bfloat16)          \
+  X(Float16, float16)
+
+#define PROXADAM_ENUMERATOR(name, scalar_t) k##name,
+enum class ScalarType : uint8_t { PROXADAM_SCALAR_TYPES(PROXADAM_ENUMERATOR) };
+#undef PROXADAM_ENUMERATOR
+
+PROXADAM_INLINE bool is_16_bit(ScalarType type) {
+  return type == ScalarType::kBFloat16 || type == ScalarType::kFloat16;
+}
+
+template <typename scalar_t>
+constexpr ScalarType kScalarType = ScalarType::kFloat32;
+#define PROXADAM_SCALAR_TYPE(name, scalar_t) \
+  template <>                                \
+  constexpr ScalarType kScalarType<scalar_t> = ScalarType::k##name;
+PROXADAM_SCALAR_TYPES(PROXADAM_SCALAR_TYPE)
+#undef PROXADAM_SCALAR_TYPE
+
+// How a parameter, its gradient and its moments are stored.
+struct TensorTypes {
+  ScalarType param;
+  ScalarType grad;
+  ScalarType state;
+};
+PROXADAM_INLINE constexpr bool operator==(const TensorTypes& a, const TensorTypes& b) {
+  return a.param == b.param && a.grad == b.grad && a.state == b.state;
+}
+
+// Those that go together, X(param_t, grad_t, state_t): all alike; and beside 16-bit parameters the
+// gradient, the moments or both in float32.
+#define PROXADAM_TENSOR_TYPES(X)  \
+  X(float, float, float)          \
+  X(double, double, double)       \
+  X(bfloat16, bfloat16, bfloat16) \
+  X(bfloat16, bfloat16, float)    \
+  X(bfloat16, float, bfloat16)    \
+  X(bfloat16, float, float)       \
+  X(float16, float16, float16)    \
+  X(float16, float16, float)      \
+  X(float16, float, float16)      \
+  X(float16, float, float)
+
+#define PROXADAM_TRIPLE(param_t, grad_t, state_t) \
+  {kScalarType<param_t>, kScalarType<grad_t>, kScalarType<state_t>},
+constexpr TensorTypes kTensorTypes[] = {PROXADAM_TENSOR_TYPES(PROXADAM_TRIPLE)};
+#undef PROXADAM_TRIPLE
+
+// Whether kernels are compiled for the three together.
+PROXADAM_INLINE bool is_legal(const TensorTypes& types) {
+  for (const TensorTypes& legal : kTensorTypes) {
+    if (types == legal) return true;
+  }
+  return false;
+}
+
+template <typename param, typename grad, typename state>
+struct Scalars {
+  using param_t = param;
+  using grad_t = grad;
+  using state_t = state;
+};
+
+// Calls f with the Scalars of legal types.
+template <typename F>
+inline auto with_types(const TensorTypes& types, F f) {
+#define PROXADAM_CASE(param_t, grad_t, state_t)                                                \
+  if (types == TensorTypes{kScalarType<param_t>, kScalarType<grad_t>, kScalarType<state_t>}) { \
+    return f(Scalars<param_t, grad_t, state_t>{});                                             \
+  }
+  PROXADAM_TENSOR_TYPES(PROXADAM_CASE)
+#undef PROXADAM_CASE
+  return f(Scalars<float, float, float>{});  // not reached
+}
 
 template <typename scalar_t>
 struct OpMath {
@@ -51,6 +107,16 @@ struct OpMath {
 template <>
 struct OpMath<double> {
   using type = double;
+};
+
+// Where they begin: dense, all of the same strides, so that one index finds the same element in
+// each.
+struct Buffers {
+  void* param;
+  void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* max_exp_avg_sq;  // null unless amsgrad
 };
 
 PROXADAM_INLINE float as_float(uint32_t bits) {

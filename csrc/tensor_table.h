@@ -6,20 +6,9 @@
 #include <vector>   // for vector
 
 #include "options.h"       // for DeviceScalar, Options
-#include "prox_adam.h"     // for StepConstants
-#include "scalar_types.h"  // for TensorTypes
+#include "scalar_types.h"  // for Buffers, TensorTypes
 
 namespace proxadam {
-
-// Where a parameter, its gradient and its state begin: dense, all of the same strides, so that one
-// index finds the same element in each.
-struct Buffers {
-  void* param;
-  void* grad;
-  void* exp_avg;
-  void* exp_avg_sq;
-  void* max_exp_avg_sq;  // null unless amsgrad
-};
 
 // A parameter's `step` tensor: one float32 or float64, on the host or beside the parameter.
 struct StepCounter {
@@ -47,9 +36,8 @@ struct TensorEntry {
   StepCounter counter;
   double step;  // the number of this step, where the counter is on the host
   TensorTypes types;
-  std::int32_t device;      // its index among devices of its type
-  std::uint32_t group;      // index into TensorTable::options
-  std::uint32_t constants;  // index into TensorTable::constants, where the step is on the host
+  std::int32_t device;  // its index among devices of its type
+  std::uint32_t group;  // index into TensorTable::options
 };
 
 // What a step needs to know of a device that has parameters.
@@ -62,8 +50,7 @@ struct Device {
 
 struct TensorTable {
   std::vector<TensorEntry> entries;
-  std::vector<Options> options;                  // one a group
-  std::vector<StepConstants<double>> constants;  // one for each distinct (group, step)
+  std::vector<Options> options;  // one a group
   std::vector<Device> devices;
 };
 

@@ -284,9 +284,9 @@ def test_what_does_not_fit_is_handed_back_and_nothing_is_written(kernel):
     before = copied(tensors)
     steps = [kernel.step_at(0.0) for _ in range(3)]
     plan = kernel([group_of(tensors, steps)])
-    assert plan.rejected == [(0, [1])]
+    assert plan.rejected == [(0, 1, "dtype", "grads")]
     assert_as_cpu(tensors, before, torch.float64)
-    plan.launch()
+    kernel.module.launch([plan])
     cpu_step({name: [ts[0], ts[2]] for name, ts in before.items()}, [0.0, 0.0])
     assert_as_cpu(tensors, before, torch.float64)
     assert [s.item() for s in steps] == [1, 0, 1]

@@ -1,3 +1,5 @@
+// Asks the processor which of the compiled instruction sets it has.
+
 #include "capability.h"
 
 #include <stdexcept>  // for invalid_argument
@@ -5,14 +7,14 @@
 namespace proxadam {
 
 std::vector<Capability> capabilities() {
-  std::vector<Capability> found{{"baseline", baseline::range_kernel}};
+  std::vector<Capability> found{{"baseline", baseline::update_range}};
 #ifdef PROXADAM_X86_UNITS
   __builtin_cpu_init();
   // Every processor with AVX2 has F16C, which older compilers have no name for here.
-  if (__builtin_cpu_supports("avx2")) found.push_back({"avx2", avx2::range_kernel});
+  if (__builtin_cpu_supports("avx2")) found.push_back({"avx2", avx2::update_range});
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    found.push_back({"avx512", avx512::range_kernel});
+    found.push_back({"avx512", avx512::update_range});
   }
 #endif
   return found;

@@ -5,13 +5,13 @@
 #include <string>  // for string
 #include <vector>  // for vector
 
-#include "range_kernel_table.h"  // for RangeKernel, RangeKernelKey
+#include "range.h"  // for UpdateRange
 
 namespace proxadam {
 
 struct Capability {
   const char* name;
-  RangeKernel (*range_kernel)(const RangeKernelKey&);
+  UpdateRange update_range;
 };
 
 // Those that were compiled in and that this processor has, the widest last.

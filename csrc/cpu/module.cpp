@@ -11,9 +11,9 @@
 #include <tuple>     // for tuple
 #include <vector>    // for vector
 
-#include "../chunk_plan.h"       // for ChunkPlan
 #include "../python/protocol.h"  // for define_protocol, Functions, Kernel
 #include "capability.h"          // for Capability
+#include "chunk_plan.h"          // for ChunkPlan
 #include "step.h"                // for ParallelFor, step_cpu
 
 namespace py = pybind11;
@@ -78,7 +78,8 @@ PYBIND11_MODULE(_cpu, m) {
         return names;
       },
       "Instruction sets compiled in that this processor has, the widest last.");
-  m.def("capability", [] { return capability.name; }, "The instruction set in use.");
+  m.def(
+      "capability", [] { return capability.name; }, "The instruction set in use.");
   m.def(
       "use_capability", [](const std::string& name) { capability = choose_capability(name); },
       py::arg("name"), "Change the instruction set in use; for tests and benchmarks.");

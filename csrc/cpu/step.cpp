@@ -1,6 +1,11 @@
+// Shares the chunks of a step out among threads, each with the constants of its tensor.
+
 #include "step.h"
 
-#include "../chunk_plan.h"  // for ChunkPlan
+#include <vector>  // for vector
+
+#include "chunk_plan.h"  // for ChunkPlan
+#include "range.h"       // for AllConstants, Range, UpdateRange
 
 namespace proxadam {
 namespace {
@@ -10,32 +15,41 @@ constexpr std::int64_t kGrain = 65536;
 
 struct Work {
   const TensorTable& table;
+  UpdateRange update_range;
+  bool unscale;
   ChunkPlan plan;
-  std::vector<RangeKernel> kernels;  // one an entry
+  std::vector<Update> updates;              // one a group
+  std::vector<AllConstants> constants;      // one for each distinct (group, step)
+  std::vector<std::uint32_t> constants_of;  // one an entry: its index in `constants`
 };
 
 void run(std::int64_t from, std::int64_t to, void* context) {
   const Work& work = *static_cast<const Work*>(context);
   work.plan.visit(from, to, [&](std::size_t i, std::int64_t begin, std::int64_t end) {
     const TensorEntry& entry = work.table.entries[i];
-    const Buffers& b = entry.buffers;
-    work.kernels[i]({b.param, b.grad, b.exp_avg, b.exp_avg_sq, b.max_exp_avg_sq,
-                     &work.table.constants[entry.constants], begin, end});
+    work.update_range({entry.buffers, entry.types, work.updates[entry.group], work.unscale,
+                       &work.constants[work.constants_of[i]], begin, end});
   });
 }
 
 }  // namespace
 
 void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for) {
-  const bool unscale = !table.devices.empty() && table.devices.front().grad_scale.data;
-  Work work{table, {}, {}};
+  const DeviceScalar scale = table.devices.empty() ? DeviceScalar{} : table.devices[0].grad_scale;
+  Work work{table, capability.update_range, scale.data != nullptr, {}, {}, {}, {}};
+  for (const Options& options : table.options) work.updates.push_back(update_of(options));
   work.plan.reserve(table.entries.size());
-  work.kernels.reserve(table.entries.size());
+  work.constants_of.reserve(table.entries.size());
+  const TensorEntry* before = nullptr;
   for (const TensorEntry& entry : table.entries) {
-    const Options& options = table.options[entry.group];
+    if (!before || entry.step != before->step || entry.group != before->group) {
+      const Options& options = table.options[entry.group];
+      work.constants.push_back({step_constants<float>(options, entry.step, read_or(scale, 1)),
+                                step_constants<double>(options, entry.step, read_or(scale, 1))});
+    }
+    work.constants_of.push_back(static_cast<std::uint32_t>(work.constants.size() - 1));
     work.plan.add(entry.numel);
-    work.kernels.push_back(
-        capability.range_kernel({entry.types, update_of(options), options.amsgrad, unscale}));
+    before = &entry;
   }
   if (parallel_for && work.plan.work() > kGrain) {
     parallel_for(0, work.plan.work(), kGrain, run, &work);  // fails only where run() throws

@@ -17,8 +17,8 @@ using ParallelFor = std::int32_t (*)(std::int64_t begin, std::int64_t end, std::
 
 // Updates every entry in place. Touches no Python object, throws nothing but bad_alloc before it
 // writes, and gives the same bits for every number of threads.
-// A null `parallel_for` runs serially. Where there is a grad_scale, the gradients are divided by it,
-// and written back divided.
+// A null `parallel_for` runs serially. Where there is a grad_scale, the gradients are divided by
+// it, and written back divided.
 void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for);
 
 }  // namespace proxadam

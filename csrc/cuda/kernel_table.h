@@ -1,8 +1,9 @@
-// The kernels as their launcher sees them: one for each set of dtypes, with and without amsgrad.
+// The kernels as their launcher sees them: one for each dtype of parameters and of their moments,
+// with and without amsgrad.
 
 #pragma once
 
-#include "../scalar_types.h"  // for OpMath, ScalarType
+#include "../scalar_types.h"  // for OpMath, TensorTypes
 #include "launch_table.h"     // for LaunchTable
 
 namespace proxadam {
@@ -10,10 +11,9 @@ namespace proxadam {
 template <typename opmath_t, int bytes>
 using Kernel = void (*)(LaunchTable<opmath_t, bytes>);
 
-// The kernel for parameters of param_t with these gradients and moments, each either param_t or,
-// for 16-bit parameters, float32. Compiled in one unit for each param_t.
+// The kernel for legal types whose parameters are of param_t; it is told the gradients' at run
+// time. Compiled in one unit for each param_t.
 template <typename param_t, int bytes>
-Kernel<typename OpMath<param_t>::type, bytes> kernel_for(ScalarType grad, ScalarType state,
-                                                         bool amsgrad);
+Kernel<typename OpMath<param_t>::type, bytes> kernel_for(const TensorTypes& types, bool amsgrad);
 
 }  // namespace proxadam

@@ -7,8 +7,9 @@
 
 #include <cstdint>  // for int64_t, uint8_t, uint16_t, uint32_t
 
-#include "../options.h"    // for DeviceScalar, Options
-#include "../prox_adam.h"  // for StepConstants, Update
+#include "../options.h"       // for DeviceScalar, Options
+#include "../prox_adam.h"     // for StepConstants, Update
+#include "../scalar_types.h"  // for Buffers, ScalarType
 
 namespace proxadam {
 
@@ -28,12 +29,8 @@ constexpr int kLargeTable = kSmallTable;
 // Where a parameter's step number comes from: the table, or a tensor in the device's memory.
 enum class StepKind : std::uint8_t { kNumber, kFloat32, kFloat64 };
 
-struct Row {
-  void* param;
-  void* grad;
-  void* exp_avg;
-  void* exp_avg_sq;
-  void* max_exp_avg_sq;
+struct LaunchEntry {
+  Buffers buffers;
   union {
     const void* address;  // steps taken before this one
     double number;        // number of this step
@@ -52,26 +49,27 @@ struct KnownConstants {
 // start: a block finds its tensor in `first_chunk`, the running sum of their counts of chunks.
 template <typename opmath_t, int bytes>
 struct LaunchTable {
-  static constexpr int kRowBytes = sizeof(Row) + 4 + 2 + 1;
+  static constexpr int kEntryBytes = sizeof(LaunchEntry) + 4 + 2 + 1;
   static constexpr int kHeaderBytes = 2 * sizeof(DeviceScalar) + 16;
   static constexpr int kConstantBytes = bytes / 8 / 8 * 8;
-  static constexpr int kRows = (bytes - kHeaderBytes - kConstantBytes - 8) / kRowBytes;
+  static constexpr int kEntries = (bytes - kHeaderBytes - kConstantBytes - 8) / kEntryBytes;
   static constexpr int kKnown = kConstantBytes / sizeof(KnownConstants<opmath_t>);
   static constexpr int kSources = kConstantBytes / sizeof(Options);
 
   DeviceScalar grad_scale;  // the gradients are divided by it, and written back divided
   DeviceScalar found_inf;   // anything but zero: the launch does nothing
-  std::int32_t rows;
+  std::int32_t entries;
   std::int32_t chunk;
+  ScalarType grad_type;     // the parameters' own, or opmath_t's
   bool computes_constants;  // from `sources`, once a block, where the host cannot
   union {
     KnownConstants<opmath_t> known[kKnown];
     Options sources[kSources];
   };
-  Row row[kRows];
-  std::uint32_t first_chunk[kRows];
-  std::uint16_t constants[kRows];  // index into `known` or `sources`
-  StepKind step_kind[kRows];
+  LaunchEntry entry[kEntries];
+  std::uint32_t first_chunk[kEntries];
+  std::uint16_t constants[kEntries];  // index into `known` or `sources`
+  StepKind step_kind[kEntries];
 };
 
 static_assert(sizeof(LaunchTable<float, kSmallTable>) <= kSmallTable, "arguments too large");
@@ -80,12 +78,12 @@ static_assert(LaunchTable<double, kSmallTable>::kSources >= 2, "room for a few g
 
 // `step` tensors on one device, to be counted on when the step is done.
 struct CounterTable {
-  static constexpr int kRows = (kSmallTable - 32) / 9;
+  static constexpr int kCounters = (kSmallTable - 32) / 9;
 
   DeviceScalar found_inf;
-  std::int32_t rows;
-  void* counter[kRows];
-  bool is_double[kRows];
+  std::int32_t counters;
+  void* counter[kCounters];
+  bool is_double[kCounters];
 };
 static_assert(sizeof(CounterTable) <= kSmallTable, "arguments too large");
 

@@ -1,3 +1,5 @@
+// Sorts the tensors of a step into launches, fills their tables, and queues them.
+
 #include <cuda_runtime.h>
 
 #include <algorithm>  // for find_if, max, min
@@ -15,7 +17,7 @@ namespace {
 __global__ void __launch_bounds__(kThreads)
     count_step_kernel(const __grid_constant__ CounterTable table) {
   if (read_or(table.found_inf, 0) != 0) return;
-  for (int i = threadIdx.x; i < table.rows; i += blockDim.x) {
+  for (int i = threadIdx.x; i < table.counters; i += blockDim.x) {
     if (table.is_double[i]) {
       *static_cast<double*>(table.counter[i]) += 1;
     } else {
@@ -42,8 +44,7 @@ struct Kind {
   bool computes_constants;
 
   bool operator==(const Kind& other) const {
-    return types.param == other.types.param && types.grad == other.types.grad &&
-           types.state == other.types.state && amsgrad == other.amsgrad &&
+    return types == other.types && amsgrad == other.amsgrad &&
            computes_constants == other.computes_constants;
   }
 };
@@ -54,11 +55,11 @@ struct Batch {
   std::int64_t numel = 0;
 };
 
-std::vector<Batch> batches_of(const TensorTable& table, const Device& context) {
-  const bool amp = context.grad_scale.data || context.found_inf.data;
+std::vector<Batch> batches_of(const TensorTable& table, const Device& device) {
+  const bool amp = device.grad_scale.data || device.found_inf.data;
   std::vector<Batch> batches;
   for (const TensorEntry& entry : table.entries) {
-    if (entry.device != context.index || entry.numel == 0) continue;
+    if (entry.device != device.index || entry.numel == 0) continue;
     const Kind kind{entry.types, table.options[entry.group].amsgrad,
                     amp || !entry.counter.on_host || any_on_device(table.options[entry.group])};
     auto batch = std::find_if(batches.begin(), batches.end(),
@@ -84,41 +85,35 @@ class Packer {
   using opmath_t = typename OpMath<param_t>::type;
   using Table = LaunchTable<opmath_t, bytes>;
 
-  Packer(const TensorTable& table, const Device& context, const Kind& kind,
-         std::int32_t chunk)
+  Packer(const TensorTable& table, const Device& device, const Kind& kind, std::int32_t chunk)
       : table_(table),
-        stream_(context.stream),
-        kernel_(kernel_for<param_t, bytes>(kind.types.grad, kind.types.state, kind.amsgrad)),
+        stream_(device.stream),
+        kernel_(kernel_for<param_t, bytes>(kind.types, kind.amsgrad)),
         packed_(new Table) {  // not value-initialised: what is not filled is not read
-    packed_->grad_scale = context.grad_scale;
-    packed_->found_inf = context.found_inf;
+    packed_->grad_scale = device.grad_scale;
+    packed_->found_inf = device.found_inf;
     packed_->chunk = chunk;
+    packed_->grad_type = kind.types.grad;
     packed_->computes_constants = kind.computes_constants;
-    packed_->rows = 0;
+    packed_->entries = 0;
   }
 
   void add(const TensorEntry& entry) {
-    const std::uint32_t key = packed_->computes_constants ? entry.group : entry.constants;
-    const bool new_constants = sets_ == 0 || key != last_key_;
     const int room = packed_->computes_constants ? Table::kSources : Table::kKnown;
     const std::int64_t chunks = (entry.numel + packed_->chunk - 1) / packed_->chunk;
-    if (packed_->rows == Table::kRows || (new_constants && sets_ == room) ||
+    if (packed_->entries == Table::kEntries || (!shares_constants(entry) && sets_ == room) ||
         blocks_ + chunks > kMaxBlocks) {
       flush();
     }
-    if (sets_ == 0 || key != last_key_) add_constants(entry, key);
-    const int i = packed_->rows++;
-    Row& row = packed_->row[i];
-    row.param = entry.buffers.param;
-    row.grad = entry.buffers.grad;
-    row.exp_avg = entry.buffers.exp_avg;
-    row.exp_avg_sq = entry.buffers.exp_avg_sq;
-    row.max_exp_avg_sq = entry.buffers.max_exp_avg_sq;
-    row.numel = entry.numel;
+    if (!shares_constants(entry)) add_constants(entry);
+    const int i = packed_->entries++;
+    LaunchEntry& packed = packed_->entry[i];
+    packed.buffers = entry.buffers;
+    packed.numel = entry.numel;
     if (entry.counter.on_host) {
-      row.step.number = entry.step;
+      packed.step.number = entry.step;
     } else {
-      row.step.address = entry.counter.data;
+      packed.step.address = entry.counter.data;
     }
     packed_->first_chunk[i] = static_cast<std::uint32_t>(blocks_);
     packed_->constants[i] = static_cast<std::uint16_t>(sets_ - 1);
@@ -127,26 +122,32 @@ class Packer {
   }
 
   void flush() {
-    if (packed_->rows) launch(kernel_, *packed_, blocks_, stream_);
-    packed_->rows = 0;
+    if (packed_->entries) launch(kernel_, *packed_, blocks_, stream_);
+    packed_->entries = 0;
     blocks_ = 0;
     sets_ = 0;
+    before_ = nullptr;
   }
 
  private:
   // The grid's limit; chunks of a single tensor stay below it up to 2^41 elements.
   static constexpr std::int64_t kMaxBlocks = (std::int64_t{1} << 31) - 1;
 
-  void add_constants(const TensorEntry& entry, std::uint32_t key) {
+  // Whether the constants are those of the entry before.
+  bool shares_constants(const TensorEntry& entry) const {
+    return before_ && entry.group == before_->group &&
+           (packed_->computes_constants || entry.step == before_->step);
+  }
+
+  void add_constants(const TensorEntry& entry) {
     const Options& options = table_.options[entry.group];
     if (packed_->computes_constants) {
-      packed_->sources[sets_] = options;
+      packed_->sources[sets_++] = options;
     } else {
-      packed_->known[sets_] = {StepConstants<opmath_t>::from(table_.constants[entry.constants]),
-                               update_of(options)};
+      packed_->known[sets_++] = {step_constants<opmath_t>(options, entry.step, 1),
+                                 update_of(options)};
     }
-    last_key_ = key;
-    ++sets_;
+    before_ = &entry;
   }
 
   const TensorTable& table_;
@@ -155,56 +156,44 @@ class Packer {
   std::unique_ptr<Table> packed_;
   std::int64_t blocks_ = 0;
   int sets_ = 0;
-  std::uint32_t last_key_ = 0;
+  const TensorEntry* before_ = nullptr;  // the last to add constants
 };
 
 template <typename param_t, int bytes>
-void launch_batch(const TensorTable& table, const Device& context, const Batch& batch,
+void launch_batch(const TensorTable& table, const Device& device, const Batch& batch,
                   std::int32_t chunk) {
-  Packer<param_t, bytes> packer(table, context, batch.kind, chunk);
+  Packer<param_t, bytes> packer(table, device, batch.kind, chunk);
   for (const TensorEntry* entry : batch.entries) packer.add(*entry);
   packer.flush();
 }
 
-template <typename param_t>
-void launch_batch(const TensorTable& table, const Device& context, const Batch& batch,
+void launch_batch(const TensorTable& table, const Device& device, const Batch& batch,
                   std::int32_t chunk) {
-  using Small = LaunchTable<typename OpMath<param_t>::type, kSmallTable>;
-  if (batch.entries.size() <= Small::kRows) {
-    launch_batch<param_t, kSmallTable>(table, context, batch, chunk);
-  } else {
-    launch_batch<param_t, kLargeTable>(table, context, batch, chunk);
-  }
+  with_types(batch.kind.types, [&](auto scalars) {
+    using param_t = typename decltype(scalars)::param_t;
+    using Small = LaunchTable<typename OpMath<param_t>::type, kSmallTable>;
+    if (batch.entries.size() <= Small::kEntries) {
+      launch_batch<param_t, kSmallTable>(table, device, batch, chunk);
+    } else {
+      launch_batch<param_t, kLargeTable>(table, device, batch, chunk);
+    }
+  });
 }
 
-void launch_batch(const TensorTable& table, const Device& context, const Batch& batch,
-                  std::int32_t chunk) {
-  switch (batch.kind.types.param) {
-    case ScalarType::kFloat32:
-      return launch_batch<float>(table, context, batch, chunk);
-    case ScalarType::kFloat64:
-      return launch_batch<double>(table, context, batch, chunk);
-    case ScalarType::kBFloat16:
-      return launch_batch<bfloat16>(table, context, batch, chunk);
-    case ScalarType::kFloat16:
-      return launch_batch<float16>(table, context, batch, chunk);
-  }
-}
-
-void count_steps(const TensorTable& table, const Device& context) {
+void count_steps(const TensorTable& table, const Device& device) {
   CounterTable counters;
-  counters.found_inf = context.found_inf;
-  counters.rows = 0;
+  counters.found_inf = device.found_inf;
+  counters.counters = 0;
   for (const TensorEntry& entry : table.entries) {
-    if (entry.device != context.index || entry.counter.on_host) continue;
-    counters.counter[counters.rows] = entry.counter.data;
-    counters.is_double[counters.rows] = entry.counter.is_double;
-    if (++counters.rows == CounterTable::kRows) {
-      launch(count_step_kernel, counters, 1, context.stream);
-      counters.rows = 0;
+    if (entry.device != device.index || entry.counter.on_host) continue;
+    counters.counter[counters.counters] = entry.counter.data;
+    counters.is_double[counters.counters] = entry.counter.is_double;
+    if (++counters.counters == CounterTable::kCounters) {
+      launch(count_step_kernel, counters, 1, device.stream);
+      counters.counters = 0;
     }
   }
-  if (counters.rows) launch(count_step_kernel, counters, 1, context.stream);
+  if (counters.counters) launch(count_step_kernel, counters, 1, device.stream);
 }
 
 int multiprocessors(int device) {
@@ -216,19 +205,10 @@ int multiprocessors(int device) {
 
 // ---- loading ----------------------------------------------------------------------------------
 
-template <typename param_t, int bytes>
-void load(const char* action) {
-  // kernel_for() looks for float32 beside 16 bits, and takes all else for param_t.
-  const ScalarType own = sizeof(param_t) == 2 ? ScalarType::kBFloat16 : ScalarType::kFloat32;
+template <typename Function>
+void load(Function* kernel) {
   cudaFuncAttributes attributes;
-  for (const ScalarType grad : {own, ScalarType::kFloat32}) {
-    for (const ScalarType state : {own, ScalarType::kFloat32}) {
-      for (const bool amsgrad : {false, true}) {
-        const auto kernel = kernel_for<param_t, bytes>(grad, state, amsgrad);
-        check_cuda(cudaFuncGetAttributes(&attributes, kernel), action);
-      }
-    }
-  }
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), "load the ProxAdam kernels");
 }
 
 }  // namespace
@@ -244,29 +224,28 @@ std::int32_t chunk_for(std::int64_t numel, int multiprocessors) {
 }
 
 void step_cuda(const TensorTable& table) {
-  for (const Device& context : table.devices) {
-    const DeviceGuard guard(context.index);
-    const int processors = multiprocessors(context.index);
-    for (const Batch& batch : batches_of(table, context)) {
-      launch_batch(table, context, batch, chunk_for(batch.numel, processors));
+  for (const Device& device : table.devices) {
+    const DeviceGuard guard(device.index);
+    const int processors = multiprocessors(device.index);
+    for (const Batch& batch : batches_of(table, device)) {
+      launch_batch(table, device, batch, chunk_for(batch.numel, processors));
     }
-    count_steps(table, context);
+    count_steps(table, device);
   }
 }
 
 void load_kernels(int device) {
   const DeviceGuard guard(device);
-  const char* action = "load the ProxAdam kernels";
-  load<float, kSmallTable>(action);
-  load<float, kLargeTable>(action);
-  load<double, kSmallTable>(action);
-  load<double, kLargeTable>(action);
-  load<bfloat16, kSmallTable>(action);
-  load<bfloat16, kLargeTable>(action);
-  load<float16, kSmallTable>(action);
-  load<float16, kLargeTable>(action);
-  cudaFuncAttributes attributes;
-  check_cuda(cudaFuncGetAttributes(&attributes, count_step_kernel), action);
+  for (const TensorTypes& types : kTensorTypes) {
+    for (const bool amsgrad : {false, true}) {
+      with_types(types, [&](auto scalars) {
+        using param_t = typename decltype(scalars)::param_t;
+        load(kernel_for<param_t, kSmallTable>(types, amsgrad));
+        load(kernel_for<param_t, kLargeTable>(types, amsgrad));
+      });
+    }
+  }
+  load(count_step_kernel);
 }
 
 }  // namespace proxadam

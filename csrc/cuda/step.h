@@ -4,7 +4,7 @@
 
 #include <cstdint>  // for int32_t, int64_t
 
-#include "../tensor_table.h"    // for TensorTable
+#include "../tensor_table.h"  // for TensorTable
 
 namespace proxadam {
 

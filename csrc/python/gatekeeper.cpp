@@ -8,8 +8,9 @@
 #include <string>     // for string, to_string
 #include <utility>    // for move
 
-#include "overlap.h"      // for Extent, extent_of, overlapping
-#include "tensor_view.h"  // for is_dense, numel, same_layout, ...
+#include "../prox_adam.h"  // for has_bias_corrections
+#include "overlap.h"       // for Extent, extent_of, overlapping
+#include "tensor_view.h"   // for is_dense, numel, same_layout, ...
 
 namespace proxadam {
 
@@ -47,18 +48,6 @@ Reason check_options(const Options& options, const TensorEntry& entry) {
   if (!readable_on(options, entry.device)) return Reason::option_device;
   if (entry.counter.on_host && !has_bias_corrections(options, entry.step)) return Reason::betas;
   return Reason::fits;
-}
-
-// The index of an entry's constants, which are computed unless the entry before has the same.
-std::uint32_t constants_of(const TensorEntry& entry, double grad_scale, TensorTable& table) {
-  const TensorEntry* before = table.entries.empty() ? nullptr : &table.entries.back();
-  if (before && before->counter.on_host && before->group == entry.group &&
-      before->step == entry.step) {
-    return before->constants;
-  }
-  const Options& options = table.options[entry.group];
-  table.constants.push_back(step_constants(options, entry.step, grad_scale));
-  return static_cast<std::uint32_t>(table.constants.size() - 1);
 }
 
 // Adds refusals for what shares memory, and takes those parameters out of the table.
@@ -162,9 +151,6 @@ Number Gatekeeper::number(py::handle options, const char* name, py::object& on_d
 Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused) const {
   const TensorFacts::Quiet quiet(facts_);
   const bool writes_grads = !step.grad_scales.empty();
-  // On the CPU it is read here; on a device the kernel reads it.
-  const double grad_scale =
-      device_type_ == kDLCPU ? read_or(scalar_on(step.grad_scales, 0), 1) : 1;
   Look look;
   TensorTable& table = look.table;
   std::vector<std::size_t> params;  // of each entry, its index in its group
@@ -199,9 +185,6 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       if (reason != Reason::fits) {
         look.refusals.push_back({g, i, reason, candidate.slot});
         continue;
-      }
-      if (entry.counter.on_host) {
-        entry.constants = constants_of(entry, grad_scale, table);
       }
       table.entries.push_back(entry);
       params.push_back(i);

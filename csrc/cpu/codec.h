@@ -1,0 +1,126 @@
+// From a storage format to the type of computation and back, a tile at a time. Codecs are picked at
+// run time, for each buffer its own, so that a storage format costs two conversion loops and no
+// update loop.
+
+#if defined(__F16C__)
+#include <immintrin.h>  // for _mm256_cvtph_ps, _mm256_cvtps_ph
+#endif
+
+#include "../scalar_types.h"
+
+#ifndef PROXADAM_CPU_CAPABILITY
+#error "name the instruction set's namespace in PROXADAM_CPU_CAPABILITY"
+#endif
+
+namespace proxadam {
+namespace PROXADAM_CPU_CAPABILITY {
+namespace {
+
+// Elements of a tile: five of floats stay in any first-level cache.
+constexpr int64_t kTile = 512;
+
+// How a tile is rounded. The key of stochastic rounding belongs here; its other half, the index of
+// an element in the tensor, is `begin` and on.
+struct Rounding {
+  bool drops_zero_signs;  // under the prox no zero has a sign, and float16 makes some −0.0
+};
+
+// Elements [begin, begin + numel) of a buffer, to and from a tile. Null: the buffer holds opmath_t,
+// and is worked on in place.
+template <typename opmath_t>
+struct Codec {
+  void (*load)(const void* buffer, int64_t begin, int64_t numel, opmath_t* tile);
+  void (*store)(const opmath_t* tile, int64_t begin, int64_t numel, void* buffer, Rounding how);
+};
+
+// The first element that these have not converted.
+template <typename scalar_t, typename opmath_t>
+PROXADAM_INLINE int64_t widen_vectors(const scalar_t*, int64_t, opmath_t*) {
+  return 0;
+}
+template <typename scalar_t, typename opmath_t>
+PROXADAM_INLINE int64_t narrow_vectors(const opmath_t*, int64_t, scalar_t*) {
+  return 0;
+}
+
+#if defined(__F16C__)
+// Measured: the portable float16 conversions alone took longer than the update.
+PROXADAM_INLINE int64_t widen_vectors(const float16* from, int64_t numel, float* to) {
+  int64_t i = 0;
+  for (; i + 8 <= numel; i += 8) {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
+  }
+  return i;
+}
+PROXADAM_INLINE int64_t narrow_vectors(const float* from, int64_t numel, float16* to) {
+  int64_t i = 0;
+  for (; i + 8 <= numel; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+  return i;
+}
+#endif
+
+template <typename scalar_t, typename opmath_t>
+void load(const void* buffer, int64_t begin, int64_t numel, opmath_t* tile) {
+  const scalar_t* from = static_cast<const scalar_t*>(buffer) + begin;
+  for (int64_t i = widen_vectors(from, numel, tile); i < numel; ++i) tile[i] = widen(from[i]);
+}
+
+template <typename scalar_t, typename opmath_t>
+void store(const opmath_t* tile, int64_t begin, int64_t numel, void* buffer, Rounding how) {
+  scalar_t* to = static_cast<scalar_t*>(buffer) + begin;
+  for (int64_t i = narrow_vectors(tile, numel, to); i < numel; ++i) narrow(tile[i], to[i]);
+  if (!how.drops_zero_signs) return;
+  for (int64_t i = 0; i < numel; ++i) drop_zero_sign(to[i]);
+}
+
+template <typename scalar_t, typename opmath_t>
+Codec<opmath_t> codec_of() {
+  constexpr bool kCopies = kScalarType<scalar_t> != kScalarType<opmath_t> &&
+                           kScalarType<typename OpMath<scalar_t>::type> == kScalarType<opmath_t>;
+  if constexpr (kCopies) return {load<scalar_t, opmath_t>, store<scalar_t, opmath_t>};
+  return {nullptr, nullptr};
+}
+
+template <typename opmath_t>
+Codec<opmath_t> codec(ScalarType type) {
+  switch (type) {
+#define PROXADAM_CASE(name, scalar_t) \
+  case ScalarType::k##name:           \
+    return codec_of<scalar_t, opmath_t>();
+    PROXADAM_SCALAR_TYPES(PROXADAM_CASE)
+#undef PROXADAM_CASE
+  }
+  return {nullptr, nullptr};
+}
+
+// A buffer's tile in opmath_t: the buffer itself, or a copy on the stack.
+template <typename opmath_t>
+class Tile {
+ public:
+  Tile(void* buffer, ScalarType type) : buffer_(buffer), codec_(codec<opmath_t>(type)) {}
+
+  // Null where there is no buffer.
+  opmath_t* load(int64_t begin, int64_t numel) {
+    if (!buffer_) return nullptr;
+    if (!codec_.load) return static_cast<opmath_t*>(buffer_) + begin;
+    codec_.load(buffer_, begin, numel, values_);
+    return values_;
+  }
+
+  void store(int64_t begin, int64_t numel, Rounding how = {false}) {
+    if (buffer_ && codec_.store) codec_.store(values_, begin, numel, buffer_, how);
+  }
+
+ private:
+  void* buffer_;
+  Codec<opmath_t> codec_;
+  alignas(64) opmath_t values_[kTile];
+};
+
+}  // namespace
+}  // namespace PROXADAM_CPU_CAPABILITY
+}  // namespace proxadam

@@ -1,0 +1,37 @@
+// The CPU loop as its callers see it: one function in each instruction set that was compiled in.
+
+#pragma once
+
+#include <stdint.h>  // for int64_t
+
+#include "../prox_adam.h"     // for StepConstants, Update
+#include "../scalar_types.h"  // for Buffers, TensorTypes
+
+namespace proxadam {
+
+// A step's constants, as StepConstants<float> and as StepConstants<double>.
+struct AllConstants : StepConstants<float>, StepConstants<double> {};
+
+// Elements [begin, end) of a dense tensor and of its gradient and state, and what to do with them.
+struct Range {
+  Buffers buffers;
+  TensorTypes types;
+  Update update;
+  bool unscale;  // divide the gradients by grad_scale, and write them back
+  const AllConstants* constants;
+  int64_t begin;
+  int64_t end;
+};
+using UpdateRange = void (*)(const Range&);
+
+namespace baseline {
+void update_range(const Range& range);
+}
+namespace avx2 {
+void update_range(const Range& range);
+}
+namespace avx512 {
+void update_range(const Range& range);
+}
+
+}  // namespace proxadam

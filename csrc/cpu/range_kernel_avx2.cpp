@@ -1,2 +1,0 @@
-#define PROXADAM_CPU_CAPABILITY avx2
-#include "range_kernel.h"

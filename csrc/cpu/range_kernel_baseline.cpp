@@ -1,2 +1,0 @@
-#define PROXADAM_CPU_CAPABILITY baseline
-#include "range_kernel.h"
