@@ -154,6 +154,16 @@ def test_a_saved_option_is_loaded():
         assert loader.param_groups[0][name] == value
 
 
+def test_a_beta_saved_in_the_middle_of_a_cycle_is_loaded():
+    """load_state_dict takes what a step takes."""
+    saver, loader = (ProxAdam(weights((3,))) for _ in range(2))
+    train(saver, 1)
+    saver.param_groups[0]["betas"] = (4.0, 0.999)
+    loader.load_state_dict(saved_and_loaded(saver.state_dict()))
+    assert loader.param_groups[0]["betas"] == (4.0, 0.999)
+    train(loader, 1)
+
+
 def test_wide_moments_are_not_narrowed_by_loading():
     """torch casts the state of a bfloat16 parameter to bfloat16, whatever it was saved as."""
     saver = ProxAdam(weights((100,), dtype=torch.bfloat16), state_dtype=torch.float32)

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
 from proxadam import LinearL1, ProxAdam, ProxAdamW, is_built, prox_adam
+from proxadam._step.options import NUMBERS, TYPES, Options
 from tools import BUSY, assert_same_bits, error_of, params_of, snapshot, twin_of, weights
 
 # What torch's compiler warns of by itself: its use of jit, the record_function around each step,
@@ -234,7 +235,7 @@ def test_groups_of_all_kinds_in_one_step():
     assert_as_eager(optimizer, eager, {"foreach": "in part"})
     if is_built("cpu"):
         nodes = [node for node in counter.graphs[0].graph.nodes if "proxadam" in str(node.target)]
-        assert len(nodes) == 1
+        assert len(nodes) == 2
 
 
 # ---- recompilation ----------------------------------------------------------------------------
@@ -315,19 +316,25 @@ def test_a_tensor_lr_of_zero_moves_nothing(path):
 # ---- the op -----------------------------------------------------------------------------------
 
 
-def op_arguments(shapes, requires_grad=False, grad_scale=None):
-    """Two groups, the second with amsgrad and a tensor lr."""
+def op_arguments(shapes, requires_grad=False, grad_scale=None, amsgrad=False):
+    """Tensors and options of a group; with amsgrad a tensor lr."""
     params = [torch.randn(shape, requires_grad=requires_grad) for shape in shapes]
     grads, exp_avgs = ([torch.randn(shape) for shape in shapes] for _ in range(2))
     exp_avg_sqs = [torch.rand(shape) for shape in shapes]
+    maxima = [torch.rand(shape) for shape in shapes if amsgrad]
     steps = [torch.tensor(2.0) for _ in shapes]
-    strengths = [torch.tensor(x, dtype=torch.float64) for x in (0.1, 0.9, 0.999, 0.01, 0.0)]
-    return (
-        params, grads, exp_avgs, exp_avg_sqs, [torch.rand(shapes[-1])], steps, grad_scale, None,
-        [*strengths, torch.tensor(0.1), *strengths[1:]], [True] * 5 + [False] + [True] * 4,
-        [1e-8, 0.0, 10.0] * 2, ["adaptive", "euclidean"], [False] * 4 + [True] + [False] * 3,
-        [len(shapes) - 1, 1],
-    )  # fmt: skip
+    options = {"l1": 0.01, "amsgrad": amsgrad, "metric": "euclidean" if amsgrad else "adaptive"}
+    plain = [name for name in NUMBERS if not (amsgrad and name == "lr")]
+    values = vars_of(Options(**options))
+    values |= {name: torch.tensor(values[name], dtype=torch.float64) for name in plain}
+    values |= {"lr": torch.tensor(0.1)} if amsgrad else {}
+    del values["state_dtype"]  # of the state, and not of the step
+    lists = (params, grads, exp_avgs, exp_avg_sqs, maxima, steps)
+    return (*lists, grad_scale, None, plain, *values.values())
+
+
+def vars_of(options):
+    return {name: getattr(options, name) for name in TYPES}
 
 
 @needs_kernel
@@ -335,9 +342,11 @@ def op_arguments(shapes, requires_grad=False, grad_scale=None):
 def test_opcheck(requires_grad):
     """Schema, fake implementation and functionalization, by torch's own test of an op."""
     shapes = [(3,), (2, 4), ()]
-    library.opcheck(torch.ops.proxadam.step.default, op_arguments(shapes, requires_grad))
-    scaled = op_arguments(shapes, requires_grad, torch.tensor(2.0))
-    library.opcheck(torch.ops.proxadam.unscale_and_step.default, scaled)
+    for amsgrad in (False, True):
+        plain = op_arguments(shapes, requires_grad, amsgrad=amsgrad)
+        library.opcheck(torch.ops.proxadam.step.default, plain)
+        scaled = op_arguments(shapes, requires_grad, torch.tensor(2.0), amsgrad)
+        library.opcheck(torch.ops.proxadam.unscale_and_step.default, scaled)
 
 
 @pytest.mark.parametrize("path", [PATHS["default"], PATHS["loop"]], ids=["default", "loop"])

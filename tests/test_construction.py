@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from proxadam import backends
 from tools import each_class, each_twin, error_of
 
 OWN_DEFAULTS = {
@@ -138,10 +139,30 @@ def test_a_tensor_lr_set_through_a_group_is_refused_by_foreach_steps(cls):
 
 
 @each_class
-def test_fused_on_a_device_without_a_kernel_says_what_is_missing(cls):
-    weight = Parameter(torch.ones(1, device="meta"))
-    with pytest.raises(RuntimeError, match=r"`fused=True` cannot be had: .* meta tensors"):
-        cls([weight], fused=True)
+def test_fused_on_a_device_without_a_kernel_says_what_is_missing(cls, monkeypatch):
+    monkeypatch.setattr(backends, "reason_for_fallback", lambda name: f"no kernel for {name}")
+    with pytest.raises(RuntimeError, match=r"`fused=True` cannot be had: no kernel for cpu"):
+        cls([param(1)], fused=True)
+
+
+@each_twin
+def test_fused_waits_for_parameters_without_data_as_in_torch(ours, theirs):
+    """It is refused at the step, and what has data by then is stepped."""
+    for cls in (ours, theirs):
+        weight = Parameter(torch.ones(3, device="meta"))
+        weight.grad = torch.ones(3, device="meta")
+        optimizer = cls([weight], fused=True)
+        kind, text = error_of(optimizer.step)
+        assert kind is RuntimeError
+        assert text.startswith("`fused=True` requires all the params to be floating point Tensors")
+        weight.grad = None
+        materialised = torch.nn.Linear(2, 2, device="meta").to_empty(device="cpu")
+        optimizer.param_groups[0]["params"] = list(materialised.parameters())
+        for p in materialised.parameters():
+            p.data.fill_(1.0)
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert all((p < 1).all() for p in materialised.parameters())
 
 
 # ---- errors of our own options ----------------------------------------------------------------

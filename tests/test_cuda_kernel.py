@@ -13,7 +13,8 @@ import torch
 
 import cuda_on_host
 from proxadam import backends
-from proxadam._group import Group
+from proxadam._step.group import Group
+from proxadam._step.options import Options
 from tools import assert_same_bits, error_of
 
 HOST = cuda_on_host.directory() is not None
@@ -84,7 +85,7 @@ def group_of(tensors, steps, **options):
     options = {**OPTIONS, **options}
     if not options["amsgrad"]:
         tensors = {**tensors, "max_exp_avg_sqs": []}
-    return Group(**tensors, state_steps=steps, **options)
+    return Group(**tensors, state_steps=steps, options=Options(**options))
 
 
 def copied(tensors, device="cpu"):

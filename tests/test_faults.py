@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+import pickle
+import signal
 import threading
 
 import pytest
@@ -13,6 +16,7 @@ from torch.nn import Parameter
 from torch.utils.data import DataLoader, TensorDataset
 
 from proxadam import ProxAdam
+from proxadam._step import lock
 from tools import (
     BUSY,
     LOOP,
@@ -63,6 +67,62 @@ def test_threads_that_share_nothing_do_not_disturb_each_other(any_backend, count
             train(optimizer)
     for optimizer, alone in zip(optimizers, expected, strict=True):
         assert_same_bits(snapshot(optimizer), snapshot(alone))
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["plain", "reentrant"])
+def test_threads_that_step_one_optimizer_lose_no_step(any_backend, hooked):
+    """Updates take turns; closures and hooks do not, and may step themselves."""
+    optimizer = ProxAdam(weights((4_001,), (3,)), **BUSY, **any_backend.options)
+    optimizer.step()
+    start, count = threading.Barrier(4), 50
+
+    def train():
+        start.wait()
+        for _ in range(count):
+            optimizer.step(optimizer.step if hooked else None)
+
+    running = [threading.Thread(target=train) for _ in range(4)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(120)
+    steps = 1 + 4 * count * (2 if hooked else 1)
+    assert {state["step"].item() for state in optimizer.state.values()} == {steps}
+
+
+def test_the_lock_is_in_no_copy_and_new_in_a_child():
+    optimizer = ProxAdam(weights((3,)))
+    optimizer.step()
+    mine = lock.held(optimizer)
+    assert lock.held(optimizer) is mine
+    assert lock.held(copy.deepcopy(optimizer)) is not mine
+    assert lock.held(pickle.loads(pickle.dumps(optimizer))) is not mine
+    assert not any(isinstance(value, type(mine)) for value in vars(optimizer).values())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_that_is_forked_in_the_middle_of_a_step_may_step():
+    optimizer = ProxAdam(weights((3,)))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        with lock.held(optimizer):
+            inside.set()
+            go_on.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        optimizer.step()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    holder.join(60)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 # ---- what happens to a parameter in the middle of a run ---------------------------------------

@@ -122,6 +122,14 @@ def test_misaligned_views_write_nothing_beside_them(any_backend, storage, numel,
         assert (holes(written) == SENTINEL).all()
 
 
+@pytest.mark.usefixtures("kernel_module")
+def test_a_misaligned_parameter_is_called_what_it_is():
+    data = torch.frombuffer(bytearray(45), dtype=torch.float32, count=10, offset=1)
+    param = Parameter(data)
+    param.grad = torch.ones(10)
+    assert_kernel_refuses(ProxAdam([param], fused=True), "is no multiple of 4 bytes")
+
+
 def test_the_layout_may_change_after_the_state_is_made(any_backend):
     param, twin = (Parameter(torch.arange(12.0).view(3, 4)) for _ in range(2))
     optimizer = ProxAdam([param], **BUSY, **any_backend.options)

@@ -13,6 +13,7 @@ import torch
 from proxadam import ProxAdam
 from tools import (
     BUSY,
+    LOOP,
     assert_same_bits,
     each_class,
     error_of,
@@ -118,6 +119,46 @@ def test_a_beta_of_one_is_refused_before_it_divides_by_zero(backend, index):
     error = (ValueError, f"Invalid beta parameter at index {index}: 1.0")
     assert error_of(optimizer.step) == error
     assert_same_bits(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize("betas", [(4.0, 0.9), (22.0, 0.999), (5.0, 0.0)], ids=str)
+def test_a_first_beta_above_one_steps_as_in_torch(backend, betas):
+    """Schedulers of momentum set such; torch steps as long as it can."""
+    ours, theirs = ProxAdam(weights((9,)), **backend.options), None
+    theirs = torch.optim.Adam([p.detach().clone() for p in params_of(ours)], **LOOP)
+    for optimizer in (ours, theirs):
+        optimizer.param_groups[0]["betas"] = betas
+    for _ in range(3):
+        for mine, other in zip(params_of(ours), params_of(theirs), strict=True):
+            mine.grad = torch.randn(9)
+            other.grad = mine.grad.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(snapshot(ours), snapshot(theirs))
+
+
+@pytest.mark.parametrize(
+    ("betas", "steps"),
+    [((1.0, 0.9), 0), ((-1.0, 0.9), 1), ((5.0, 0.9), 1000), ((0.9, 1.0), 0), ((0.9, 5.0), 0)],
+    ids=str,
+)
+def test_betas_without_a_bias_correction_are_refused(backend, betas, steps):
+    """Of one parameter that steps: nothing is written to another."""
+    if backend.step_on_device:
+        pytest.skip("no host waits to read a step that is on the device")
+    params = weights((3,), (4,))
+    optimizer = ProxAdam(params, **BUSY, **backend.options)
+    optimizer.step()
+    optimizer.state[params[1]]["step"].fill_(steps)
+    optimizer.param_groups[0]["betas"] = betas
+    before = snapshot(optimizer)
+    index = 0 if betas[0] != 0.9 else 1
+    error = (ValueError, f"Invalid beta parameter at index {index}: {betas[index]}")
+    assert error_of(optimizer.step) == error
+    assert_same_bits(snapshot(optimizer), before)
+    for param in params:
+        param.grad = None
+    optimizer.step()  # with no gradient there is nothing to correct
 
 
 def test_capturable_on_the_cpu_is_for_the_kernel_alone(backend):

@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam
-from proxadam._torch import _BLOCK_NUMEL
+from proxadam._step.torch_ops import BLOCK_NUMEL
 from tools import LOOP, each_twin, threads
 
 FOREACH = {"foreach": True}
@@ -38,7 +38,7 @@ def small(dtype):
 
 def large(dtype):
     """Odd sizes; one is taken block by block, one whole because it is not contiguous."""
-    return [torch.randn(_BLOCK_NUMEL + 4099, dtype=dtype), torch.randn(372, 371, dtype=dtype).t()]
+    return [torch.randn(BLOCK_NUMEL + 4099, dtype=dtype), torch.randn(372, 371, dtype=dtype).t()]
 
 
 def run(cls, make, dtype, steps, *, on_step=None, **options):

@@ -299,3 +299,30 @@ def test_the_functional_twin_checks_as_much(any_backend, change, text):
     assert text in said
     assert all(lists[name][0].tolist() == [1.0] * 3 for name in names)
     assert steps == [torch.tensor(1.0), torch.tensor(1.0)]
+
+
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta|legacy|Sparse).*:UserWarning")
+@pytest.mark.parametrize("layout", ["csr", "nested", "jagged"])
+def test_tensors_of_other_layouts_are_called_what_they_are(any_backend, bystanders, layout):
+    if any_backend.device != "cpu":
+        pytest.skip("one device is enough")
+    make = {
+        "csr": lambda: torch.eye(3).to_sparse_csr(),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "jagged": lambda: torch.nested.nested_tensor(
+            [torch.ones(2), torch.ones(3)], layout=torch.jagged
+        ),
+    }[layout]
+    victim = make().requires_grad_()
+    if layout == "nested":  # of which torch lets autograd alone set a gradient
+        victim.to_padded_tensor(0.0).sum().backward()
+    else:
+        victim.grad = victim.detach().clone()
+    optimizer = ProxAdam([*bystanders, victim], **BUSY, **any_backend.options)
+    before = [p.detach().clone() for p in bystanders]
+    kind, text = error_of(optimizer.step)
+    assert kind is RuntimeError
+    assert ("torch.sparse_csr" if layout == "csr" else "a nested tensor") in text
+    assert "\n" not in text
+    for param, same in zip(bystanders, before, strict=True):
+        assert_same_bits(param, same)

@@ -1,6 +1,6 @@
 """The proximal Adam step on the CPU. :mod:`proxadam.backends` is its only user."""
 
-from proxadam._group import Group
+from proxadam._step.group import Group
 
 class Plan:
     """Tensors looked at and not yet written."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from proxadam._group import Group
+from proxadam._step.group import Group
 
 class Plan:
     """Tensors looked at and not yet written."""

@@ -8,12 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _get_scalar_dtype
+from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import _checkpoint, _compile, _dispatch, backends
-from ._checks import check_not_sparse
-from ._group import Group, check_prox_options
-from ._options import TENSOR_LR, check_adam_options
+from . import backends
+from ._step import dispatch, lock, state
+from ._step.checks import check_dense
+from ._step.group import Group
+from ._step.options import (
+    Options,
+    arguments_of,
+    check_arguments,
+    check_group,
+    group_defaults,
+)
 
 __all__ = ["ProxAdam", "ProxAdamW"]
 
@@ -112,41 +119,18 @@ class ProxAdam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        check_adam_options(lr, betas, eps, weight_decay, foreach, capturable)
-        check_prox_options(l1, l2, metric, max_shrink)
-        _checkpoint.check_state_dtype(state_dtype)
-        if fused and differentiable:
-            raise RuntimeError("`fused` does not support `differentiable`")
-        if fused and foreach:
-            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        defaults = arguments_of(locals())
+        del defaults["params"]
+        check_arguments(**defaults)
         beta1, beta2 = (b.squeeze() if isinstance(b, Tensor) else b for b in betas)
-        defaults = {
-            "lr": lr,
-            "betas": (beta1, beta2),
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "l1": l1,
-            "l2": l2,
-            "metric": metric,
-            "max_shrink": max_shrink,
-            "state_dtype": state_dtype,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, defaults | {"betas": (beta1, beta2)})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its own options beyond Adam's are held to the same ranges."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            check_prox_options(group["l1"], group["l2"], group["metric"], group["max_shrink"])
-            _checkpoint.check_state_dtype(group["state_dtype"])
+            check_group(group)
             if group["fused"]:
                 _check_kernel_is_there(group["params"])
         except (RuntimeError, TypeError, ValueError):
@@ -170,11 +154,11 @@ class ProxAdam(Optimizer):
         loaded: dict[str, Any] = {}
 
         def before(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-            loaded.update(_checkpoint.completed(optimizer, state_dict))
+            loaded.update(state.completed(optimizer, state_dict))
             return loaded
 
         def after(optimizer: Optimizer) -> None:
-            _checkpoint.restore_state(optimizer, loaded)
+            state.restore(optimizer, loaded)
 
         # Behind the user's hooks that may change what is loaded, before those that look at it.
         hooks = (
@@ -187,15 +171,15 @@ class ProxAdam(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        super().__setstate__(saved)
         for group in self.param_groups:
-            for name, value in _LATER_OPTIONS.items():
+            for name, value in group_defaults().items():
                 group.setdefault(name, value)
             for param in group["params"]:
-                param_state = self.state.get(param)
-                if param_state and not isinstance(param_state["step"], Tensor):
-                    param_state["step"] = _new_step(param, group, float(param_state["step"]))
+                own = self.state.get(param)
+                if own and not isinstance(own["step"], Tensor):
+                    own["step"] = state.new_step(param, group, float(own["step"]))
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -221,36 +205,15 @@ class ProxAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = []
-        for group in self.param_groups:
-            lists: _Lists = ([], [], [], [], [], [])
-            self._init_group(group, *lists)
-            beta1, beta2 = group["betas"]
-            groups.append(
-                Group(
-                    *lists,
-                    lr=group["lr"],
-                    beta1=beta1,
-                    beta2=beta2,
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    l1=group["l1"],
-                    l2=group["l2"],
-                    metric=group["metric"],
-                    max_shrink=group["max_shrink"],
-                    amsgrad=group["amsgrad"],
-                    maximize=group["maximize"],
-                    decoupled_weight_decay=group["decoupled_weight_decay"],
-                    foreach=group["foreach"],
-                    capturable=group["capturable"],
-                    differentiable=group["differentiable"],
-                    fused=group["fused"],
-                )
-            )
-        grad_scale = getattr(self, "grad_scale", None)
-        found_inf = getattr(self, "found_inf", None)
-        take_step = _compile.step if torch.compiler.is_compiling() else _dispatch.step
-        take_step(groups, grad_scale, found_inf)
+        with lock.held(self):
+            groups = []
+            for group in self.param_groups:
+                lists: _Lists = ([], [], [], [], [], [])
+                self._init_group(group, *lists)
+                groups.append(Group(*lists, Options.of(group)))
+            grad_scale = getattr(self, "grad_scale", None)
+            found_inf = getattr(self, "found_inf", None)
+            dispatch.step(groups, grad_scale, found_inf)
         return loss
 
     def _init_group(
@@ -274,33 +237,28 @@ class ProxAdam(Optimizer):
             grad = param.grad
             if grad is None:
                 continue
-            state = get_state(param)
-            if not state:
-                state = self._init_state(param, grad, group)
+            own = get_state(param)
+            if not own:
+                own = self._init_state(param, grad, group)
             params_with_grad.append(param)
             grads.append(grad)
-            exp_avgs.append(state["exp_avg"])
-            exp_avg_sqs.append(state["exp_avg_sq"])
+            exp_avgs.append(own["exp_avg"])
+            exp_avg_sqs.append(own["exp_avg_sq"])
             if amsgrad:
-                max_exp_avg_sqs.append(_max_exp_avg_sq(state))
-            state_steps.append(state["step"])
-        if params_with_grad and group["differentiable"]:
-            if any(step_t.requires_grad for step_t in state_steps):
-                raise RuntimeError(
-                    "`requires_grad` is not supported for `step` in differentiable mode"
-                )
-        if params_with_grad and group["foreach"] and not group["capturable"]:
-            if isinstance(group["lr"], Tensor):
-                raise RuntimeError(TENSOR_LR)
+                max_exp_avg_sqs.append(state.max_exp_avg_sq(own))
+            state_steps.append(own["step"])
 
     def _init_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        check_not_sparse(grad)
-        state: dict[str, Tensor] = self.state[param]
-        state["step"] = _new_step(param, group)
-        dtype = _checkpoint.moment_dtype(param, group["state_dtype"])
-        for name in ("exp_avg", "exp_avg_sq"):
-            state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-        return state
+        check_dense(grad, "the gradient of a parameter")
+        check_dense(param, "a parameter with a gradient")
+        if group["fused"] and param.is_meta:
+            raise RuntimeError(
+                "`fused=True` requires all the params to be floating point Tensors of supported"
+                f" devices: {backends.available_backends()[:-1]} but {param.dtype} and meta"
+            )
+        own: dict[str, Tensor] = self.state[param]
+        own.update(state.new_state(param, group))
+        return own
 
 
 class ProxAdamW(ProxAdam):
@@ -331,68 +289,16 @@ class ProxAdamW(ProxAdam):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            l1=l1,
-            l2=l2,
-            metric=metric,
-            max_shrink=max_shrink,
-            state_dtype=state_dtype,
-            decoupled_weight_decay=True,
-            maximize=maximize,
-            foreach=foreach,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-        )
+        super().__init__(**arguments_of(locals()), decoupled_weight_decay=True)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        super().__setstate__(saved)
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
 
 
-# What a checkpoint of torch.optim, or of an older torch, may lack.
-_LATER_OPTIONS = {
-    "amsgrad": False,
-    "l1": 0.0,
-    "l2": 0.0,
-    "metric": "adaptive",
-    "max_shrink": 10.0,
-    "state_dtype": None,
-    "maximize": False,
-    "foreach": None,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-    "decoupled_weight_decay": False,
-}
-
-
 def _check_kernel_is_there(params: list[Tensor]) -> None:
-    for device_type in {param.device.type for param in params}:
+    for device_type in {param.device.type for param in params if not param.is_meta}:
         reason = backends.reason_for_fallback(device_type)
         if reason:
             raise RuntimeError(f"`fused=True` cannot be had: {reason}; fused=None takes torch ops.")
-
-
-def _new_step(param: Tensor, group: dict[str, Any], value: float = 0.0) -> Tensor:
-    # torch.optim's placement: on the host, where reading it is free, unless a kernel reads it.
-    on_device = group["capturable"] or group["fused"]
-    return torch.tensor(
-        value,
-        dtype=_get_scalar_dtype(is_fused=group["fused"]),
-        device=param.device if on_device else "cpu",
-    )
-
-
-def _max_exp_avg_sq(state: dict[str, Tensor]) -> Tensor:
-    # Made here and not with the rest: amsgrad may be switched on in the middle of a run.
-    if "max_exp_avg_sq" not in state:
-        state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
-    return state["max_exp_avg_sq"]

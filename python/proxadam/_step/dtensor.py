@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ._group import Group
+from .group import LISTS, Group
 
 
 def to_local(group: Group, *, writes_grads: bool = False) -> Group:
@@ -24,20 +24,20 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
 
     Args:
         group: parameters, gradients, state and options; returned as it is where there is nothing
-            to unwrap, or where autograd or torch.compile is to see the DTensors.
+            to unwrap, or where autograd is to see the DTensors.
         writes_grads: whether the gradients are to be divided in place.
 
     Raises:
         RuntimeError: a parameter whose shards are summands; a gradient that is no DTensor or
             cannot be divided where it is; state that is not placed as its parameter.
     """
-    if torch.compiler.is_compiling() or group.differentiable:
+    if group.options.differentiable:
         return group
     dtensor = _dtensor_type()
     if dtensor is None or dtensor not in map(type, group.params):
         return group
-    names = [name for name in _NAMES if getattr(group, name)]
-    local: dict[str, list[Any]] = {name: list(getattr(group, name)) for name in names}
+    lists = group.lists().items()
+    local: dict[str, list[Any]] = {k: list(v) for k, v in lists if k != "state_steps"}
     columns = list(local.values())
     elsewhere = []
     for i, row in enumerate(zip(*columns, strict=True)):
@@ -47,7 +47,7 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
         for placement in spec.placements:
             if placement.is_partial():
                 raise RuntimeError(_PARTIAL.format(what=group.name(i), is_=_described(row[0])))
-        for name, column, tensor in zip(names, columns, row, strict=True):
+        for name, column, tensor in zip(local, columns, row, strict=True):
             distributed = type(tensor) is dtensor
             if distributed and (
                 tensor._spec is spec or _placement(tensor._spec) == _placement(spec)
@@ -57,7 +57,7 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
                 elsewhere.append(i)
             else:
                 raise RuntimeError(
-                    f"the {_NAMES[name]} of {group.name(i)} is {_described(tensor)}, expected one"
+                    f"the {LISTS[name]} of {group.name(i)} is {_described(tensor)}, expected one"
                     f" like the parameter, {_described(row[0])}; distribute it as that is."
                 )
     for i in elsewhere:
@@ -84,13 +84,6 @@ def is_dtensor(tensor: object) -> bool:
     return type(tensor) is _dtensor_type()
 
 
-_NAMES = {
-    "params": "data",
-    "grads": "gradient",
-    "exp_avgs": "exp_avg",
-    "exp_avg_sqs": "exp_avg_sq",
-    "max_exp_avg_sqs": "max_exp_avg_sq",
-}
 _PARTIAL = (
     "{what} is {is_}, whose shards are summands of it and cannot be stepped by themselves;"
     " redistribute() it before it is made a parameter."

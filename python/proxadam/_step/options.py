@@ -1,0 +1,228 @@
+"""The options of a parameter group, each of them once.
+
+From :class:`Options` follow the defaults of the groups, what an older checkpoint is completed with,
+the checks wherever options come in, what a checkpoint may change, and the schema of the compiled
+op. Only the public signatures name the options again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+METRICS = ("adaptive", "euclidean")
+TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
+
+
+def _strength(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"Invalid {name} value: {value}, expected finite and ≥ 0")
+
+
+def _at_least_one(name: str, value: float) -> None:
+    if not value >= 1:
+        raise ValueError(f"Invalid {name} value: {value}, expected ≥ 1 (inf allowed)")
+
+
+def _metric(name: str, value: object) -> None:
+    if value not in METRICS:
+        raise ValueError(f"Invalid {name}: {value!r}, expected one of {METRICS}")
+
+
+def _state_dtype(name: str, value: object) -> None:
+    if value not in (None, torch.float32):
+        raise ValueError(f"Invalid {name}: {value}, expected torch.float32 or None")
+
+
+_IMPLEMENTATION = {"implementation": True}  # how a step is taken: the instance's own choice
+
+
+@dataclass(slots=True)
+class Options:
+    """The options of a group at one step; see :class:`proxadam.ProxAdam` for what they mean.
+
+    One line is an option: its type, its default and its check. A ``float | Tensor`` is a number or
+    a one-element tensor. The native modules read these attributes by name.
+    """
+
+    lr: float | Tensor = 1e-3
+    beta1: float | Tensor = 0.9
+    beta2: float | Tensor = 0.999
+    eps: float | Tensor = 1e-8
+    weight_decay: float | Tensor = 0.0
+    amsgrad: bool = False
+    l1: float | Tensor = field(default=0.0, metadata={"check": _strength})
+    l2: float | Tensor = field(default=0.0, metadata={"check": _strength})
+    metric: str = field(default="adaptive", metadata={"check": _metric})
+    max_shrink: float | Tensor = field(default=10.0, metadata={"check": _at_least_one})
+    state_dtype: torch.dtype | None = field(default=None, metadata={"check": _state_dtype})
+    decoupled_weight_decay: bool = False
+    maximize: bool = False
+    foreach: bool | None = field(default=None, metadata=_IMPLEMENTATION)
+    capturable: bool = field(default=False, metadata=_IMPLEMENTATION)
+    differentiable: bool = field(default=False, metadata=_IMPLEMENTATION)
+    fused: bool | None = field(default=None, metadata=_IMPLEMENTATION)
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Options:
+        """What an optimizer's group says now."""
+        beta1, beta2 = group["betas"]
+        return cls(beta1=beta1, beta2=beta2, **{name: group[name] for name in _OWN_KEYS})
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Options:
+        """The options among the ``locals()`` of a function that takes them."""
+        return cls(**{name: arguments[name] for name in TYPES if name in arguments})
+
+    @property
+    def euclidean(self) -> bool:
+        """The metric, as the native modules read it."""
+        return self.metric == "euclidean"
+
+    @property
+    def has_prox(self) -> bool:
+        """Whether there is anything to do after Adam; a strength off the host may be nonzero."""
+        return any(unread(value) or value != 0 for value in (self.l1, self.l2))
+
+    @property
+    def allows_kernel(self) -> bool:
+        """Whether the options leave the step to a kernel, or demand one."""
+        if self.differentiable:
+            return False
+        return bool(self.fused) or (self.fused is None and self.foreach is None)
+
+    def check(self) -> None:
+        """Raise where an option would lead the step astray.
+
+        Numbers of other makers, numpy's or fractions, become floats.
+
+        Raises:
+            TypeError: an option that is no number.
+            ValueError: one out of range, or a tensor of several elements.
+        """
+        for name in NUMBERS:
+            value = getattr(self, name)
+            number = _number(name, value)
+            if number is not value:
+                setattr(self, name, number)
+        for name, check in _CHECKS.items():
+            if not unread(getattr(self, name)):
+                check(name, getattr(self, name))
+
+    def check_listwise(self) -> None:
+        """Raise torch's errors for tensors in the place of numbers where torch takes lists."""
+        if not self.foreach or self.capturable:
+            return
+        if isinstance(self.lr, Tensor):
+            raise RuntimeError(TENSOR_LR)
+        for name in ("beta1", "beta2"):
+            if isinstance(getattr(self, name), Tensor):
+                raise ValueError(TENSOR_LR.replace("lr", name, 1))
+
+
+TYPES: dict[str, str] = {option.name: str(option.type) for option in fields(Options)}
+NUMBERS = tuple(name for name, kind in TYPES.items() if kind == "float | Tensor")
+IMPLEMENTATION = tuple(o.name for o in fields(Options) if "implementation" in o.metadata)
+_CHECKS = {o.name: o.metadata["check"] for o in fields(Options) if "check" in o.metadata}
+_OWN_KEYS = tuple(name for name in TYPES if name not in ("beta1", "beta2"))
+
+
+def group_defaults() -> dict[str, Any]:
+    """What a group has of each option where nobody says otherwise."""
+    options = Options()
+    own = {name: getattr(options, name) for name in _OWN_KEYS}
+    return {**own, "betas": (options.beta1, options.beta2)}
+
+
+def arguments_of(names: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a method out of its ``locals()``: everything but the method's own names.
+
+    So a constructor hands on what its signature lists, without listing it again.
+    """
+    return {name: value for name, value in names.items() if name not in ("self", "__class__")}
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Raise where one of our own options in an optimizer's group is out of range.
+
+    Torch's options are not looked at there, as in torch.
+
+    Raises:
+        TypeError, ValueError: as :meth:`Options.check`.
+    """
+    for name, check in _CHECKS.items():
+        value = _number(name, group[name]) if name in NUMBERS else group[name]
+        if not unread(value):
+            check(name, value)
+
+
+def check_arguments(
+    lr: float | Tensor,
+    betas: tuple[float | Tensor, float | Tensor],
+    eps: float,
+    weight_decay: float,
+    foreach: bool | None,
+    capturable: bool,
+    differentiable: bool,
+    fused: bool | None,
+    **own: Any,
+) -> None:
+    """Raise for the arguments of a constructor what torch.optim.Adam does, in its order and words.
+
+    Raises:
+        ValueError, TypeError: an argument out of range; ours come after torch's.
+        RuntimeError: ``fused`` together with ``foreach`` or ``differentiable``.
+    """
+    listwise = foreach and not capturable
+    if isinstance(lr, Tensor):
+        if listwise:
+            raise ValueError(TENSOR_LR)
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+    if not lr >= 0.0:
+        raise ValueError(f"Invalid learning rate: {lr}")
+    if not eps >= 0.0:
+        raise ValueError(f"Invalid epsilon value: {eps}")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ValueError(f"Tensor betas[{i}] must be 1-element")
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+    if not weight_decay >= 0.0:
+        raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+    kinds = [float if isinstance(b, float) else Tensor for b in betas]
+    if kinds[0] is not kinds[1] or not all(map(isinstance, betas, kinds)):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and listwise:
+            raise ValueError(TENSOR_LR.replace("lr", f"betas[{i}]", 1))
+    check_group(own)
+    if fused and differentiable:
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if fused and foreach:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def unread(value: object) -> bool:
+    """Whether reading the value would make the host wait for a device, or break a graph."""
+    return isinstance(value, Tensor) and (not value.is_cpu or torch.compiler.is_compiling())
+
+
+def _number(name: str, value: Any) -> float | Tensor:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        return value
+    if isinstance(value, (float, int)):
+        return value
+    try:
+        return float(0.0 + value)  # float() alone would read a string
+    except TypeError:
+        raise TypeError(
+            f"{name} is {value!r}, expected a number or a one-element tensor."
+        ) from None
