@@ -113,5 +113,6 @@ def twin_of(optimizer):
     """A copy with parameters, gradients and state of its own."""
     other = copy.deepcopy(optimizer)
     for param, twin in zip(params_of(optimizer), params_of(other), strict=True):
+        twin.grad_dtype = param.grad_dtype
         twin.grad = None if param.grad is None else param.grad.clone()
     return other

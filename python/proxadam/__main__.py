@@ -29,7 +29,8 @@ def _cpu() -> str:
         names = module.capabilities()
         wider = "" if module.capability() == names[-1] else f" (this machine has {names[-1]})"
         threads = torch.get_num_threads()
-        pool = "torch's threads" if "parallel_for" in backends.addresses() else "no pool found: serial"
+        has_pool = "parallel_for" in backends.addresses()
+        pool = "torch's threads" if has_pool else "no pool found: serial"
         running = f"kernel ready, {module.capability()}{wider}, {threads} threads ({pool})"
     return _or_fallback("cpu", running)
 

@@ -7,10 +7,12 @@ where the kernel is demanded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _get_capturable_supported_devices
 
 from .dtensor import is_dtensor
 from .group import LISTS, Group
@@ -76,8 +78,22 @@ def check_betas(group: Group) -> None:
                 correction = 1 - float(beta) ** (step_t.item() + 1)
             except (OverflowError, ZeroDivisionError):
                 correction = 0.0
-            if isinstance(correction, complex) or correction == 0 or (i and not correction > 0):
+            real = not isinstance(correction, complex) and math.isfinite(correction)
+            if not real or correction == 0 or (i and correction < 0):
                 raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+
+
+def check_capturable(group: Group) -> None:
+    """Raise torch.optim's AssertionError where ``capturable`` meets a device that is not."""
+    if not group.options.capturable:
+        return
+    devices = _get_capturable_supported_devices(supports_xla=not group.options.foreach)
+    for param, step_t in zip(group.params, group.state_steps, strict=True):
+        if not param.device.type == step_t.device.type or param.device.type not in devices:
+            raise AssertionError(
+                "If capturable=True, params and state_steps must be on supported devices: "
+                f"{devices}."
+            )
 
 
 def check_tensors(

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 
 from .. import backends
 from . import compiled, dtensor, torch_ops
-from .checks import check_betas, check_tensors, why_kernel_cannot
+from .checks import check_betas, check_capturable, check_tensors, why_kernel_cannot
 from .group import Group
 
 # Some parameters of a group, by their indices.
@@ -57,7 +57,7 @@ def _step(groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | No
     on_torch = [group for group in groups if not group.options.allows_kernel]
     for group in on_torch:
         check_tensors(group, writes_grads=writes_grads)
-        torch_ops.check_capturable(group)
+        check_capturable(group)
     if (on_torch or any(map(_counts_on_host, on_kernel))) and _overflowed(found_inf):
         return
 
@@ -66,7 +66,7 @@ def _step(groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | No
         check_tensors(group, indices, writes_grads=writes_grads)
         _check_not_demanded(group, indices[0], why)
         on_torch.append(group.take(indices))
-        torch_ops.check_capturable(on_torch[-1])
+        check_capturable(on_torch[-1])
     if refused and _overflowed(found_inf):
         return
     if plans:

@@ -99,7 +99,7 @@ class Options:
     def check(self) -> None:
         """Raise where an option would lead the step astray.
 
-        Numbers of other makers, numpy's or fractions, become floats.
+        Numbers of other makers, numpy's or fractions, become floats, and tensors 0-dimensional.
 
         Raises:
             TypeError: an option that is no number.
@@ -217,7 +217,7 @@ def _number(name: str, value: Any) -> float | Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
-        return value
+        return value.squeeze() if value.ndim else value
     if isinstance(value, (float, int)):
         return value
     try:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
-from torch.optim.optimizer import (
-    _default_to_fused_or_foreach,
-    _get_capturable_supported_devices,
-)
+from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from ..prox import prox_elastic_net
 from .group import Group
@@ -35,16 +32,13 @@ _Row = tuple[Tensor, ...]  # param, grad, exp_avg, exp_avg_sq, with amsgrad its 
 
 
 def step(group: Group, grad_scale: Tensor | None = None) -> None:
-    """Update the parameters and the state of ``group`` in place.
-
-    Args:
-        group: checked parameters, gradients, state and options.
-        grad_scale: what the gradients were multiplied by; they are divided by it in place.
-    """
+    """Update a checked group in place; its gradients are divided by ``grad_scale``, in place."""
     traced = torch.compiler.is_compiling()
     lists = group.lists()
     if grad_scale is not None:
-        lists["grads"] = _unscale(group.grads, grad_scale)
+        scale, grads = grad_scale.squeeze(), _upcast(group.grads)
+        lists["grads"] = [grad / scale.to(grad.device, non_blocking=True) for grad in grads]
+        _write(group.grads, lists["grads"])
     kinds = defaultdict(list)  # what may go through one list: same device and dtypes
     for row in zip(*lists.values(), strict=True):
         kinds[row[0].device, row[0].dtype, row[2].dtype].append(row)
@@ -52,22 +46,11 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
         foreach = _uses_foreach(group.options, rows, traced)
         whole = traced or group.options.differentiable or not rows[0][0].is_cpu
         for together in [rows] if foreach else [[row] for row in rows]:
-            for block in _blocks(together, math.inf if whole else BLOCK_NUMEL):
+            for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
                 _update(group.options, block, foreach, traced)
-            if not traced:
-                _count([row[-1] for row in together])
-
-
-def check_capturable(group: Group) -> None:
-    """Raise torch.optim's AssertionError where ``capturable`` meets a device that is not."""
-    devices = _get_capturable_supported_devices(supports_xla=not group.options.foreach)
-    if group.options.capturable:
-        for param, step_t in zip(group.params, group.state_steps, strict=True):
-            if not param.device.type == step_t.device.type or param.device.type not in devices:
-                raise AssertionError(
-                    "If capturable=True, params and state_steps must be on supported devices: "
-                    f"{devices}."
-                )
+            if not traced:  # a number would be wrapped into a tensor once for each of them
+                steps = [row[-1] for row in together]
+                torch._foreach_add_(steps, torch.ones((), device=steps[0].device))
 
 
 def _uses_foreach(options: Options, rows: list[_Row], traced: bool) -> bool:
@@ -83,19 +66,18 @@ def _uses_foreach(options: Options, rows: list[_Row], traced: bool) -> bool:
     return foreach and (traced or not any(tensor.is_neg() for row in rows for tensor in row))
 
 
-def _blocks(rows: list[_Row], limit: float) -> Iterator[list[_Row]]:
+def _blocks(rows: list[_Row], limit: int) -> Iterator[list[_Row]]:
     """Cut contiguous rows into pieces and hand these out, about ``limit`` elements at a time."""
     block: list[_Row] = []
     numel = 0
     for *tensors, step_t in rows:
-        pieces: Any = [(*tensors, step_t)]
-        if tensors[0].numel() > limit and all(t.is_contiguous() for t in tensors):
-            pieces = zip(*(t.view(-1).split(int(limit)) for t in tensors), repeat(step_t))
+        cut = tensors[0].numel() > limit and all(t.is_contiguous() for t in tensors)
+        pieces = zip(*(t.view(-1).split(limit) for t in tensors), strict=True) if cut else [tensors]
         for piece in pieces:
             if block and numel + piece[0].numel() > limit:
                 yield block
                 block, numel = [], 0
-            block.append(piece)
+            block.append((*piece, step_t))
             numel += piece[0].numel()
     if block:
         yield block
@@ -104,9 +86,8 @@ def _blocks(rows: list[_Row], limit: float) -> Iterator[list[_Row]]:
 def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> None:
     """Adam and the prox on tensors of one kind, all but the counters."""
     params, grads, *moments, steps = map(list, zip(*rows, strict=True))
-    lr = _scalar(options.lr)
-    asked = unread(lr)  # only the device knows whether lr is 0
-    moves = options.differentiable or asked or lr != 0
+    asked = unread(options.lr)  # only the device knows whether lr is 0
+    moves = options.differentiable or asked or options.lr != 0
     working = [_upcast(tensors) for tensors in (params, grads, *moments)]
     if options.differentiable:  # the backward pass needs them as they are; the next step overwrites
         working[2:] = [[tensor.clone() for tensor in tensors] for tensors in working[2:]]
@@ -118,99 +99,70 @@ def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> 
         copies = {id(step_t): step_t.clone() for step_t in steps}  # one may be there twice
         steps = [copies[id(step_t)] for step_t in steps]
 
-    settings: dict[str, Any] = {name: _scalar(getattr(options, name)) for name in _ADAMS}
+    settings: dict[str, Any] = {name: getattr(options, name) for name in _ADAMS}
     settings |= {"foreach": foreach, "fused": False, "has_complex": params[0].is_complex()}
-    on_device = traced or options.capturable or options.differentiable
     settings["capturable"] = traced or options.capturable
-    maxima = list(working[4]) if options.amsgrad else []
-    adam(*map(list, working[:4]), maxima, steps, **settings)  # type: ignore[arg-type, call-arg]
+    lists = [*map(list, working), []][:5]
+    adam(*lists, steps, **settings)  # type: ignore[arg-type, call-arg]
 
     if options.has_prox and moves:
+        on_device = traced or options.capturable or options.differentiable
         counts: Any = steps if on_device else [step_t.item() for step_t in steps]
-        (_prox_list_ if foreach else _prox_each_)(options, working[0], working[-1], counts, lr)
+        corrections = [(1 - options.beta2**count) ** 0.5 for count in counts]
+        (_prox_list_ if foreach else _prox_each_)(options, working[0], working[-1], corrections)
     for tensors, computed in zip(moments, working[2:], strict=True):
-        _write(tensors, computed, foreach)
+        _write(tensors, computed)
     if moves and (asked or working[0][0] is not params[0]):
         rounded = [w.to(p.dtype) for p, w in zip(params, working[0], strict=True)]
         if options.has_prox:  # float16 may have rounded a tiny negative value to −0.0
             rounded = [value + 0.0 for value in rounded]
         if asked:
-            still = lr == 0
-            rounded = [torch.where(still, p, r) for p, r in zip(params, rounded, strict=True)]
-        _write(params, rounded, foreach)
+            pairs = zip(params, rounded, strict=True)
+            rounded = [torch.where(options.lr == 0, p, r) for p, r in pairs]  # type: ignore[arg-type]
+        _write(params, rounded)
 
 
-def _prox_each_(
-    o: Options, params: list[Tensor], second_moments: list[Tensor], counts: list[Any], lr: Any
-) -> None:
-    """Replace Adam's results z by their elastic-net prox in the group's metric, bounded."""
-    l1, l2, beta2, eps, max_shrink = map(_scalar, (o.l1, o.l2, o.beta2, o.eps, o.max_shrink))
-    for param, second_moment, count in zip(params, second_moments, counts, strict=True):
+def _prox_each_(o: Any, params: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
+    """Replace Adam's results z by their bounded elastic-net prox; d = √v / root + eps."""
+    bound = o.max_shrink * o.lr
+    for param, second_moment, root in zip(params, second_moments, roots, strict=True):
         z = param.clone() if o.differentiable else param
-        step_size = lr
-        if not o.euclidean:
-            step_size = lr / (second_moment.sqrt() / (1 - beta2**count) ** 0.5).add_(eps)
-        shrunk = prox_elastic_net(z, l1, l2, step_size)
-        if unread(max_shrink) or max_shrink < math.inf:
-            bound = max_shrink * lr
-            if z.is_complex():
-                pull = shrunk - z
-                shrunk = torch.where(pull.abs() > bound, z + pull * (bound / pull.abs()), shrunk)
-            else:
-                shrunk = shrunk.clamp(z - bound, z + bound)
+        step_size = o.lr if o.euclidean else o.lr / (second_moment.sqrt() / root).add_(o.eps)
+        shrunk = prox_elastic_net(z, o.l1, o.l2, step_size)
+        if z.is_complex():
+            pull = shrunk - z
+            shrunk = torch.where(pull.abs() > bound, z + pull * (bound / pull.abs()), shrunk)
+        elif unread(bound) or bound < math.inf:
+            shrunk = shrunk.clamp(z - bound, z + bound)
         param.copy_(shrunk.add_(0.0))  # −0.0 + 0.0 = +0.0: under the prox no zero has a sign
 
 
-def _prox_list_(
-    o: Options, params: list[Tensor], second_moments: list[Tensor], counts: list[Any], lr: Any
-) -> None:
+def _prox_list_(o: Any, zs: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
     """:func:`_prox_each_` on a list at a time, of real tensors."""
-    l1, l2, beta2, eps, max_shrink = map(_scalar, (o.l1, o.l2, o.beta2, o.eps, o.max_shrink))
+    divisors: Any = 1 + o.lr * o.l2
     if o.euclidean:
-        divisors: Any = 1 + lr * l2
-        clamped = torch._foreach_clamp_max(params, lr * l1)
-        torch._foreach_clamp_min_(clamped, -lr * l1)
+        clamped = torch._foreach_clamp_max(zs, o.lr * o.l1)
+        clamped = torch._foreach_clamp_min(clamped, -o.lr * o.l1)
     else:
-        divisors = torch._foreach_sqrt(second_moments)
-        bias_corrections: Any = [(1 - beta2**t) ** 0.5 for t in counts if not isinstance(t, Tensor)]
-        if not bias_corrections:
-            bias_corrections = torch._foreach_pow(beta2, counts)
-            torch._foreach_sub_(bias_corrections, 1)
-            torch._foreach_neg_(bias_corrections)
-            torch._foreach_sqrt_(bias_corrections)
-        torch._foreach_div_(divisors, bias_corrections)
-        torch._foreach_add_(divisors, eps)  # d, and from here 1 / d
+        divisors = torch._foreach_sqrt(second_moments)  # they become d, 1 / d and 1 + lr l2 / d
+        torch._foreach_div_(divisors, roots)
+        torch._foreach_add_(divisors, o.eps)
         torch._foreach_reciprocal_(divisors)
-        thresholds = torch._foreach_mul(divisors, lr * l1)
-        clamped = torch._foreach_minimum(params, thresholds)
+        thresholds = torch._foreach_mul(divisors, o.lr * o.l1)
+        clamped = torch._foreach_minimum(zs, thresholds)
         torch._foreach_neg_(thresholds)
         torch._foreach_maximum_(clamped, thresholds)
-        torch._foreach_mul_(divisors, lr * l2)
+        torch._foreach_mul_(divisors, o.lr * o.l2)
         torch._foreach_add_(divisors, 1)
-    bounds = []
-    if unread(max_shrink) or max_shrink < math.inf:
-        bounds = [torch._foreach_add(params, sign * max_shrink * lr) for sign in (-1, 1)]
-    torch._foreach_sub_(params, clamped)
-    torch._foreach_div_(params, divisors)
-    if bounds:
-        torch._foreach_maximum_(params, bounds[0])
-        torch._foreach_minimum_(params, bounds[1])
-    torch._foreach_add_(params, 0.0)  # as in _prox_each_
-
-
-def _count(steps: list[Tensor]) -> None:
-    if steps[0].is_cpu:  # an int would be wrapped into a tensor once for each of them
-        torch._foreach_add_(steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
-    else:
-        torch._foreach_add_(steps, 1)
-
-
-def _unscale(grads: list[Tensor], grad_scale: Tensor) -> list[Tensor]:
-    """Divide the gradients in place; return them as they were before that was rounded."""
-    scale = grad_scale.squeeze()
-    unscaled = [g / scale.to(g.device, non_blocking=True) for g in _upcast(grads)]
-    _write(grads, unscaled, foreach=False)
-    return unscaled
+    shrunk = torch._foreach_sub(zs, clamped)
+    torch._foreach_div_(shrunk, divisors)
+    bound = o.max_shrink * o.lr
+    if unread(bound) or bound < math.inf:
+        torch._foreach_maximum_(shrunk, torch._foreach_add(zs, -bound))
+        torch._foreach_add_(zs, bound)
+        torch._foreach_minimum_(shrunk, zs)
+    torch._foreach_add_(shrunk, 0.0)  # as in _prox_each_
+    torch._foreach_copy_(zs, shrunk)
 
 
 def _upcast(tensors: list[Tensor]) -> list[Tensor]:
@@ -218,16 +170,11 @@ def _upcast(tensors: list[Tensor]) -> list[Tensor]:
     return [t.to(torch.float32) if t.dtype.itemsize == 2 else t for t in tensors]
 
 
-def _write(tensors: list[Tensor], values: list[Tensor], foreach: bool) -> None:
+def _write(tensors: list[Tensor], values: list[Tensor]) -> None:
     if tensors[0] is values[0]:
         return
-    if foreach:
+    if not torch.is_grad_enabled():
         torch._foreach_copy_(tensors, values)
         return
-    for tensor, value in zip(tensors, values, strict=True):
+    for tensor, value in zip(tensors, values, strict=True):  # for autograd, and no list for it
         tensor.copy_(value)
-
-
-# Any: the stubs of torch's functions take numbers where the functions take such tensors too.
-def _scalar(value: Any) -> Any:
-    return value.squeeze() if isinstance(value, Tensor) else value
