@@ -110,7 +110,7 @@ class Tensors:
 
     def optimizer(self, cls: type[Optimizer], **options: object) -> Optimizer:
         """An optimizer over these tensors, its state set to the shared one."""
-        optimizer = cls(self.params, lr=LR, **options)  # type: ignore[call-arg]
+        optimizer = cls(self.params, **{"lr": LR, **options})  # type: ignore[arg-type]
         on_device = options.get("fused") or options.get("capturable")
         for param, state in self.state.items():
             step_t = state["step"].to(self.device) if on_device else state["step"]

@@ -1,6 +1,6 @@
 """What can be said of the CUDA kernels without a GPU: registers, bytes in flight, host time.
 
-    python bench/compiled.py [--json bench/results/NAME.json]
+    python tests/cuda_without_a_gpu.py [--json bench/results/NAME.json]
 
 Registers and instructions are read from the machine code of the installed module. The host's part
 of a step is timed with csrc/cuda compiled for the host and a launch that does nothing: what is left
@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from harness import Arm, Times, interleave, machine
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import machine_code
 from cuda_on_host import CpuKernel, modules
 from cuda_on_host.build import build
 from proxadam import ProxAdamW, backends
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
+from harness import Arm, Times, interleave, machine
 
 THREADS, REGISTERS = 256, 65536  # of a block; of a multiprocessor
 CPU_KERNEL = backends.kernel("cpu")
