@@ -1,0 +1,25 @@
+"""The benchmarks stand alone: tests may look at bench/, and bench/ never at tests/."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+BENCH = sorted((TESTS.parent / "bench").glob("*.py"))
+OURS = {path.stem for path in TESTS.iterdir()}
+
+
+@pytest.mark.parametrize("script", BENCH, ids=lambda path: path.stem)
+def test_imports_nothing_of_the_tests(script):
+    imported = set()
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Constant):
+            assert node.value != "tests", "reaches into the tests by path"
+    assert not imported & OURS
