@@ -1,20 +1,25 @@
-"""Lay the README's tables out from the committed results: ``python bench/tables.py [--check]``.
+"""Lay the tables of README.md and bench/README.md out from the committed results.
 
-Each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, and NAME says from which file in
-bench/results and how.
+    python bench/tables.py [--check]
+
+Each stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. NAME says from which file in
+bench/results, and how; the names are those of ``TABLES``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
+BENCH = Path(__file__).resolve().parent
+RESULTS = BENCH / "results"
+DOCUMENTS = [BENCH.parent / "README.md", BENCH / "README.md"]
+MARKED = re.compile(r"(<!-- table: ([^>]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 Rows = list[list[str]]
 
@@ -40,13 +45,53 @@ def step_on_cpu() -> Rows:
             rate += f" ({100 * share:.0f} %)"
         rows.append(
             [
-                f"{case['case'].replace('x', ' × ', 1)} {case['dtype']}",
+                _label(case),
                 f"{arms['ours']['median_s'] * 1e3:.2f} ms",
                 rate,
                 *(_times(arms, base) for base in (*bases, "ours, l1=l2=0")),
             ]
         )
     return rows
+
+
+def step_in_short() -> Rows:
+    """Four cases of bench/step.py: a network, twice; one large tensor; many small ones."""
+    chosen = ["gpt2-small fp32", "gpt2-small bf16", "1x64Mi fp16", "1000x1024 fp32"]
+    cases = {f"{case['case']} {case['dtype']}": case for case in load("step-cpu")["cases"]}
+    rows = [
+        [
+            "weights",
+            "a step with L1 and L2",
+            "speed, of `AdamW(fused=True)` without L1",
+            "speed, of the same and `softshrink`",
+        ]
+    ]
+    for case in map(cases.__getitem__, chosen):
+        arms = case["arms"]
+        ratios = [_times(arms, base) for base in ("torch fused", "torch fused + softshrink")]
+        rows.append([_label(case), f"{arms['ours']['median_s'] * 1e3:.1f} ms", *ratios])
+    return rows
+
+
+def around_the_step() -> Rows:
+    """What steps through a GradScaler and the looks at a running optimizer cost."""
+    names = {
+        "ours, scaler": "`GradScaler.step`, ours",
+        "torch fused, scaler": "`GradScaler.step`, torch fused",
+        "sparsity": "`float(sparsity(optimizer))`",
+        "stationarity": "`float(stationarity(optimizer))`",
+    }
+    rows = [["weights", "call", "time", "of our step"]]
+    for case in load("step-cpu")["cases"]:
+        arms = case["arms"]
+        for arm in names.keys() & arms.keys():
+            time = arms[arm]["median_s"]
+            steps = time / arms["ours"]["median_s"]
+            rows.append([_label(case), names[arm], f"{time * 1e3:.3g} ms", f"{steps:.2g} ×"])
+    return [
+        rows[0],
+        *sorted(rows[1:], key=lambda row: (row[0], list(names.values()).index(row[1]))),
+    ]
 
 
 def compiled() -> Rows:
@@ -61,8 +106,12 @@ def compiled() -> Rows:
     for case in load("step-cpu")["cases"]:
         if "ours, compiled" in case["arms"]:
             medians = [f"{case['arms'][arm]['median_s'] * 1e3:.3g} ms" for arm in arms.values()]
-            rows.append([f"{case['case'].replace('x', ' × ', 1)} {case['dtype']}", *medians])
+            rows.append([_label(case), *medians])
     return rows
+
+
+def _label(case: dict[str, Any]) -> str:
+    return f"{case['case'].replace('x', ' × ', 1)} {case['dtype']}"
 
 
 def _times(arms: dict[str, Any], base: str) -> str:
@@ -91,6 +140,34 @@ def training(name: str) -> Rows:
                 f"{mean('iteration_ms'):.2f} ms",
             ]
         )
+    return rows
+
+
+def training_in_short() -> Rows:
+    """On each data set AdamW, and the two ways to use L1 with the middle one of its strengths."""
+    rows = [["data", "trained with", "test accuracy %", "exact zeros %"]]
+    for name in ("train-digits", "train-fashion-mnist"):
+        found = load(name)
+        cut = found["recipe"]["cut"]
+        strengths = sorted({arm["l1"] for arm in found["arms"]} - {0})
+        middle = strengths[len(strengths) // 2]
+        for arm in found["arms"]:
+            if arm["l1"] not in (0, middle):
+                continue
+            ways = [("", "accuracy", "zeros")]
+            if "loss" in arm["name"]:
+                ways.append((f", then \\|w\\| < {cut:g} cut", "cut_accuracy", "cut_zeros"))
+            for what, accuracy, zeros in ways:
+                hits, shares = ([run[key] for run in arm["runs"]] for key in (accuracy, zeros))
+                strength = f", l1 = {arm['l1']:g}" if arm["l1"] else ""
+                rows.append(
+                    [
+                        found["data"]["name"],
+                        arm["name"] + strength + what,
+                        f"{statistics.fmean(hits):.2f} ± {statistics.stdev(hits):.2f}",
+                        f"{statistics.fmean(shares):.1f}",
+                    ]
+                )
     return rows
 
 
@@ -147,13 +224,30 @@ def markdown(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def measured_on(name: str) -> str:
+    """The machine and the versions of a file of results, in one line."""
+    about = load(name)["machine"]
+    return (
+        f"Measured on {about['cpu']}, {about['threads']} threads on {about['cores']} cores, "
+        f"{about['proxadam_cpu_capability']}; torch {about['torch']}, Python {about['python']}, "
+        f"commit {about['commit']}."
+    )
+
+
 TABLES = {
     "step-cpu": lambda: markdown(step_on_cpu()),
+    "step-cpu short": lambda: markdown(step_in_short()),
     "step-cpu goals": lambda: markdown(goals()),
     "step-cpu compiled": lambda: markdown(compiled()),
+    "step-cpu around": lambda: markdown(around_the_step()),
+    "step-cpu machine": lambda: measured_on("step-cpu"),
     "sparsity-digits": lambda: markdown(wanted_sparsity()),
+    "sparsity-digits machine": lambda: measured_on("sparsity-digits"),
+    "train short": lambda: markdown(training_in_short()),
     "train-digits": lambda: markdown(training("train-digits")),
+    "train-digits machine": lambda: measured_on("train-digits"),
     "train-fashion-mnist": lambda: markdown(training("train-fashion-mnist")),
+    "train-fashion-mnist machine": lambda: measured_on("train-fashion-mnist"),
 }
 
 
@@ -161,27 +255,37 @@ def filled(text: str) -> str:
     """The text with each of its tables laid out anew.
 
     Raises:
-        ValueError: a table that is not in it, or has no end.
+        ValueError: a table that has no end, or that is not in ``TABLES``.
     """
-    for name, table in TABLES.items():
-        begin, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"expected {begin.strip()!r} and {end.strip()!r} in the text")
-        text = before + begin + table() + end + after
-    return text
+
+    def fill(marked: re.Match[str]) -> str:
+        begin, name, old, end = marked.groups()
+        if name not in TABLES or "<!-- table:" in old:
+            known = "one of " + ", ".join(map(repr, TABLES))
+            raise ValueError(f"expected {known} and its end, found the table {name!r}")
+        return f"{begin}{TABLES[name]()}\n{end}"
+
+    if text.count("<!-- table:") != len(MARKED.findall(text)):
+        raise ValueError("expected '<!-- end -->' behind each '<!-- table: NAME -->'")
+    return MARKED.sub(fill, text)
 
 
 def main() -> None:
-    """Write README.md, or only look; see the module's docstring."""
+    """Write the documents, or only look; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it differs")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    if parser.parse_args().check:
-        sys.exit(filled(text) != text)
-    readme.write_text(filled(text))
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if one differs")
+    check = parser.parse_args().check
+    texts = {path: path.read_text() for path in DOCUMENTS}
+    missing = set(TABLES) - {
+        name for text in texts.values() for _, name, *_ in MARKED.findall(text)
+    }
+    if missing:
+        sys.exit(f"expected each table in a document, found no {' and no '.join(sorted(missing))}")
+    differing = {path: new for path, old in texts.items() if (new := filled(old)) != old}
+    if check and differing:
+        sys.exit(f"{', '.join(map(str, differing))}: the tables are not those of the results")
+    for path, text in differing.items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

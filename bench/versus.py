@@ -1,7 +1,7 @@
 """Two installed builds of the package, timed in turns on one machine: is the second one slower?
 
-    python bench/versus.py OLD/bin/python NEW/bin/python             # under an hour; the machine idle
-    python bench/versus.py OLD/bin/python NEW/bin/python --small     # some minutes
+    python bench/versus.py OLD/bin/python NEW/bin/python  # under an hour; the machine idle
+    python bench/versus.py OLD/bin/python NEW/bin/python --small  # some minutes
 
 OLD and NEW are virtual environments, each with its build and what bench/step.py needs. Both run the
 benchmark's files of this clone, over the cases of bench/step.py. A pair is a process of each build.
@@ -181,9 +181,7 @@ def main() -> None:
                 print(f"pair {number + 1} of {args.pairs}: {case}", file=sys.stderr)
         old.end()
         new.end()
-    print(
-        f"\n{'':40}{'old':>10}{'new':>10}   {'new ÷ old, median of pairs (lowest to highest)':>8}"
-    )
+    print(f"\n{'':40}{'old':>10}{'new':>10}    new ÷ old: median of the pairs (lowest, highest)")
     on_host = about["on_host"]
     lines = [line for case in pairs for line in report(case, pairs[case], case in on_host)]
     if args.json:

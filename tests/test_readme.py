@@ -1,4 +1,4 @@
-"""The README's figures are those of the committed results."""
+"""The figures in README.md and bench/README.md are those of the committed results."""
 
 from __future__ import annotations
 
