@@ -155,7 +155,8 @@ __device__ __forceinline__ void update_chunk(const StepConstants<typename Chunk:
   if constexpr (amsgrad) beyond |= beyond_alignment(at<state_t>(buffers.max_exp_avg_sq, head));
   const int in_vectors = beyond == 0 ? (chunk.numel - head) / kWidth * kWidth : 0;
 
-  // A stride that the compiler does not know: for a constant it keeps a pointer a buffer, and spills.
+  // A stride that the compiler does not know: for a constant it keeps a pointer a buffer, and
+  // spills.
   for (int i = threadIdx.x * kWidth; i < in_vectors; i += blockDim.x * kWidth) {
     update_elements<update, amsgrad, kWidth>(c, chunk, head + i);
   }
