@@ -44,6 +44,17 @@ constexpr ScalarType kScalarType = ScalarType::kFloat32;
 PROXADAM_SCALAR_TYPES(PROXADAM_SCALAR_TYPE)
 #undef PROXADAM_SCALAR_TYPE
 
+PROXADAM_INLINE int bytes_of(ScalarType type) {
+  switch (type) {
+#define PROXADAM_BYTES(name, scalar_t) \
+  case ScalarType::k##name:            \
+    return sizeof(scalar_t);
+    PROXADAM_SCALAR_TYPES(PROXADAM_BYTES)
+#undef PROXADAM_BYTES
+  }
+  return 0;
+}
+
 // How a parameter, its gradient and its moments are stored.
 struct TensorTypes {
   ScalarType param;

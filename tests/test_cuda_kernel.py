@@ -15,6 +15,7 @@ import cuda_on_host
 from proxadam import backends
 from proxadam._step.group import Group
 from proxadam._step.options import Options
+from storages import each_dtype
 from tools import assert_same_bits, error_of
 
 HOST = cuda_on_host.directory() is not None
@@ -121,6 +122,7 @@ UPDATES = [
 ]
 
 
+@each_dtype
 @pytest.mark.parametrize("options", UPDATES, ids=["adaptive", "euclidean", "adam"])
 @pytest.mark.parametrize("offset", range(9))
 def test_the_bits_of_the_cpu_kernel_at_every_alignment(kernel, dtype, offset, options):
@@ -140,6 +142,7 @@ def test_the_bits_of_the_cpu_kernel_at_every_alignment(kernel, dtype, offset, op
             assert_same_bits(a, b, "what lies beside a tensor")
 
 
+@each_dtype
 @pytest.mark.parametrize("offsets", [(1, 0, 0, 0, 0), (0, 3, 0, 0, 0), (2, 2, 1, 0, 5)])
 def test_buffers_that_are_aligned_differently(kernel, dtype, offsets):
     tensors = lists(SIZES, dtype, offsets)
@@ -224,9 +227,9 @@ def test_chunks_fit_the_device(kernel, multiprocessors):
 
 
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["scalar", "vector"])
-def test_gradients_are_unscaled_and_written_back(dtype, shape):
+def test_gradients_are_unscaled_and_written_back(storage, shape):
     kernel = Kernel(False)
-    tensors = lists(SIZES, dtype, offset=1)
+    tensors = lists(SIZES, storage.param, 1, grad_dtype=storage.grad, state_dtype=storage.state)
     expected = copied(tensors)
     expected["grads"] = [t / 1024 for t in expected["grads"]]
     steps = [kernel.step_at(0.0) for _ in SIZES]
@@ -234,7 +237,7 @@ def test_gradients_are_unscaled_and_written_back(dtype, shape):
     found_inf = torch.zeros(shape, device=DEVICE)
     assert kernel([group_of(tensors, steps)], scale, found_inf) is None
     cpu_step(expected, [0.0] * len(SIZES))
-    assert_as_cpu(tensors, expected, dtype)
+    assert_as_cpu(tensors, expected, storage.param)
     assert all(step == 1 for step in steps)
 
 

@@ -1,4 +1,4 @@
-// The CPU loop for processors with AVX2 and F16C: CMakeLists.txt gives the compiler's flags.
+// The CPU loop for processors with AVX2 and F16C: CMakeLists.txt has the compiler's flags.
 
 #define PROXADAM_CPU_CAPABILITY avx2
 #include "update_range.h"

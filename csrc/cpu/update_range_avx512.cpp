@@ -1,4 +1,4 @@
-// The CPU loop for processors with AVX-512: CMakeLists.txt gives the compiler's flags.
+// The CPU loop for processors with AVX-512: CMakeLists.txt has the compiler's flags.
 
 #define PROXADAM_CPU_CAPABILITY avx512
 #include "update_range.h"

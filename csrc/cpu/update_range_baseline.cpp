@@ -1,5 +1,4 @@
-// The CPU loop for every processor that the module runs on: CMakeLists.txt gives the compiler's
-// flags.
+// The CPU loop for every processor: its flags are those of the module.
 
 #define PROXADAM_CPU_CAPABILITY baseline
 #include "update_range.h"

@@ -26,28 +26,20 @@ constexpr int kBlocksPerMultiprocessor = sizeof(param_t) == 8              ? 2
 
 constexpr int kAccess = 16;  // bytes
 
-// Elements of a vector; no gradient is narrower than its parameter.
-template <typename param_t, typename state_t>
-constexpr int kWidth = kAccess /
-                       (sizeof(state_t) < sizeof(param_t) ? sizeof(state_t) : sizeof(param_t));
-
 // ---- memory -----------------------------------------------------------------------------------
 
-template <typename scalar_t>
-__device__ __forceinline__ bool is_aligned(const void* buffer, int i) {
-  return reinterpret_cast<uintptr_t>(static_cast<const scalar_t*>(buffer) + i) % kAccess == 0;
+__device__ __forceinline__ int beyond_alignment(const void* address) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(address) % kAccess);
 }
 
-// Elements before the first address that a vector may begin at.
+// The address of element i of a buffer.
 template <typename scalar_t>
-__device__ __forceinline__ int elements_to_alignment(const void* buffer) {
-  const int beyond = static_cast<int>(reinterpret_cast<uintptr_t>(buffer) % kAccess);
-  return (kAccess - beyond) % kAccess / static_cast<int>(sizeof(scalar_t));
+__device__ __forceinline__ scalar_t* at(void* buffer, int64_t i) {
+  return static_cast<scalar_t*>(buffer) + i;
 }
 
 template <typename scalar_t, int width, typename opmath_t>
-__device__ __forceinline__ void load(const void* buffer, int begin, opmath_t (&to)[width]) {
-  const scalar_t* from = static_cast<const scalar_t*>(buffer) + begin;
+__device__ __forceinline__ void load(const scalar_t* from, opmath_t (&to)[width]) {
   if constexpr (width == 1) {
     to[0] = widen(*from);
   } else {
@@ -64,9 +56,8 @@ __device__ __forceinline__ void load(const void* buffer, int begin, opmath_t (&t
   }
 }
 
-template <typename scalar_t, bool drops_zero_signs = false, int width, typename opmath_t>
-__device__ __forceinline__ void store(const opmath_t (&from)[width], void* buffer, int begin) {
-  scalar_t* to = static_cast<scalar_t*>(buffer) + begin;
+template <bool drops_zero_signs = false, typename scalar_t, int width, typename opmath_t>
+__device__ __forceinline__ void store(const opmath_t (&from)[width], scalar_t* to) {
   constexpr int kElements = width == 1 ? 1 : kAccess / sizeof(scalar_t);
   scalar_t values[kElements];
 #pragma unroll
@@ -89,60 +80,51 @@ __device__ __forceinline__ void store(const opmath_t (&from)[width], void* buffe
 // ---- the chunk --------------------------------------------------------------------------------
 
 // What a block takes: so many elements from the first of its buffers on.
+template <typename param, typename state, typename opmath>
 struct Chunk {
+  using param_t = param;
+  using state_t = state;
+  using opmath_t = opmath;
+  // Elements of a vector; no gradient is narrower than its parameter.
+  static constexpr int kWidth =
+      kAccess / (sizeof(state_t) < sizeof(param_t) ? sizeof(state_t) : sizeof(param_t));
+
   Buffers buffers;
   int numel;
-  bool wide_grad;  // in opmath_t; else as the parameter
+  int grad_bytes;  // of an element: as the parameter, or in opmath_t
   bool unscale;
 };
 
-template <typename scalar_t>
-__device__ __forceinline__ void move_to(void*& buffer, int64_t begin) {
-  buffer = static_cast<scalar_t*>(buffer) + begin;
-}
-
-// The chunk from element `begin` on.
-template <typename param_t, typename state_t, bool amsgrad, typename opmath_t, int bytes>
-__device__ __forceinline__ Chunk chunk_of(const LaunchTable<opmath_t, bytes>& table, int index,
-                                          int64_t begin) {
-  const int64_t left = table.entry[index].numel - begin;
-  Chunk chunk{table.entry[index].buffers, static_cast<int>(left < table.chunk ? left : table.chunk),
-              table.grad_type != kScalarType<param_t>, table.grad_scale.data != nullptr};
-  move_to<param_t>(chunk.buffers.param, begin);
-  if (chunk.wide_grad) {
-    move_to<opmath_t>(chunk.buffers.grad, begin);
+// Calls f with the address of element i of the gradient, in its type.
+template <typename Chunk, typename F>
+__device__ __forceinline__ void with_grad(const Chunk& chunk, int i, F f) {
+  using opmath_t = typename Chunk::opmath_t;
+  using param_t = typename Chunk::param_t;
+  char* grad = at<char>(chunk.buffers.grad, i * chunk.grad_bytes);
+  if (sizeof(param_t) == sizeof(opmath_t) || chunk.grad_bytes == sizeof(param_t)) {
+    f(reinterpret_cast<param_t*>(grad));
   } else {
-    move_to<param_t>(chunk.buffers.grad, begin);
+    f(reinterpret_cast<opmath_t*>(grad));
   }
-  move_to<state_t>(chunk.buffers.exp_avg, begin);
-  move_to<state_t>(chunk.buffers.exp_avg_sq, begin);
-  if (amsgrad) move_to<state_t>(chunk.buffers.max_exp_avg_sq, begin);
-  return chunk;
 }
 
-template <typename param_t, typename state_t, Update update, bool amsgrad, int width,
-          typename opmath_t>
-__device__ __forceinline__ void update_elements(const StepConstants<opmath_t>& c,
+template <Update update, bool amsgrad, int width, typename Chunk>
+__device__ __forceinline__ void update_elements(const StepConstants<typename Chunk::opmath_t>& c,
                                                 const Chunk& chunk, int i) {
+  using param_t = typename Chunk::param_t;
+  using state_t = typename Chunk::state_t;
   const Buffers& buffers = chunk.buffers;
-  opmath_t param[width], grad[width], exp_avg[width], exp_avg_sq[width], max_exp_avg_sq[width];
-  load<param_t>(buffers.param, i, param);
-  load<state_t>(buffers.exp_avg, i, exp_avg);
-  load<state_t>(buffers.exp_avg_sq, i, exp_avg_sq);
-  if constexpr (amsgrad) load<state_t>(buffers.max_exp_avg_sq, i, max_exp_avg_sq);
-  if (chunk.wide_grad) {
-    load<opmath_t>(buffers.grad, i, grad);
-  } else {
-    load<param_t>(buffers.grad, i, grad);
-  }
+  typename Chunk::opmath_t param[width], grad[width], exp_avg[width], exp_avg_sq[width],
+      max_exp_avg_sq[width];
+  load(at<param_t>(buffers.param, i), param);
+  load(at<state_t>(buffers.exp_avg, i), exp_avg);
+  load(at<state_t>(buffers.exp_avg_sq, i), exp_avg_sq);
+  if constexpr (amsgrad) load(at<state_t>(buffers.max_exp_avg_sq, i), max_exp_avg_sq);
+  with_grad(chunk, i, [&](const auto* from) { load(from, grad); });
   if (chunk.unscale) {
 #pragma unroll
     for (int k = 0; k < width; ++k) grad[k] = grad[k] / c.grad_scale;
-    if (chunk.wide_grad) {
-      store<opmath_t>(grad, buffers.grad, i);
-    } else {
-      store<param_t>(grad, buffers.grad, i);
-    }
+    with_grad(chunk, i, [&](auto* to) { store(grad, to); });
   }
 #pragma unroll
   for (int k = 0; k < width; ++k) {
@@ -150,31 +132,36 @@ __device__ __forceinline__ void update_elements(const StepConstants<opmath_t>& c
                                       max_exp_avg_sq[k]);
   }
   if constexpr (update != Update::kFrozen) {
-    store<param_t, has_prox(update)>(param, buffers.param, i);
+    store<has_prox(update)>(param, at<param_t>(buffers.param, i));
   }
-  store<state_t>(exp_avg, buffers.exp_avg, i);
-  store<state_t>(exp_avg_sq, buffers.exp_avg_sq, i);
-  if constexpr (amsgrad) store<state_t>(max_exp_avg_sq, buffers.max_exp_avg_sq, i);
+  store(exp_avg, at<state_t>(buffers.exp_avg, i));
+  store(exp_avg_sq, at<state_t>(buffers.exp_avg_sq, i));
+  if constexpr (amsgrad) store(max_exp_avg_sq, at<state_t>(buffers.max_exp_avg_sq, i));
 }
 
-template <typename param_t, typename state_t, Update update, bool amsgrad, typename opmath_t>
-__device__ __forceinline__ void update_chunk(const StepConstants<opmath_t>& c, const Chunk& chunk) {
-  constexpr int kVector = kWidth<param_t, state_t>;
+template <Update update, bool amsgrad, typename Chunk>
+__device__ __forceinline__ void update_chunk(const StepConstants<typename Chunk::opmath_t>& c,
+                                             const Chunk& chunk) {
+  using param_t = typename Chunk::param_t;
+  using state_t = typename Chunk::state_t;
+  constexpr int kWidth = Chunk::kWidth;
   const Buffers& buffers = chunk.buffers;
-  const int to_alignment = elements_to_alignment<param_t>(buffers.param);
+  const int to_alignment =
+      (kAccess - beyond_alignment(buffers.param)) % kAccess / static_cast<int>(sizeof(param_t));
   const int head = to_alignment < chunk.numel ? to_alignment : chunk.numel;
-  const bool together = (chunk.wide_grad ? is_aligned<opmath_t>(buffers.grad, head)
-                                         : is_aligned<param_t>(buffers.grad, head)) &&
-                        is_aligned<state_t>(buffers.exp_avg, head) &&
-                        is_aligned<state_t>(buffers.exp_avg_sq, head) &&
-                        (!amsgrad || is_aligned<state_t>(buffers.max_exp_avg_sq, head));
-  const int in_vectors = together ? (chunk.numel - head) / kVector * kVector : 0;
+  int beyond = beyond_alignment(at<char>(buffers.grad, head * chunk.grad_bytes)) |
+               beyond_alignment(at<state_t>(buffers.exp_avg, head)) |
+               beyond_alignment(at<state_t>(buffers.exp_avg_sq, head));
+  if constexpr (amsgrad) beyond |= beyond_alignment(at<state_t>(buffers.max_exp_avg_sq, head));
+  const int in_vectors = beyond == 0 ? (chunk.numel - head) / kWidth * kWidth : 0;
 
-  for (int i = threadIdx.x * kVector; i < in_vectors; i += kThreads * kVector) {
-    update_elements<param_t, state_t, update, amsgrad, kVector>(c, chunk, head + i);
+  // A stride that the compiler does not know: for a constant it keeps a pointer a buffer, and
+  // spills.
+  for (int i = threadIdx.x * kWidth; i < in_vectors; i += blockDim.x * kWidth) {
+    update_elements<update, amsgrad, kWidth>(c, chunk, head + i);
   }
-  for (int i = threadIdx.x; i < chunk.numel - in_vectors; i += kThreads) {
-    update_elements<param_t, state_t, update, amsgrad, 1>(c, chunk, i < head ? i : i + in_vectors);
+  for (int i = threadIdx.x; i < chunk.numel - in_vectors; i += blockDim.x) {
+    update_elements<update, amsgrad, 1>(c, chunk, i < head ? i : i + in_vectors);
   }
 }
 
@@ -236,12 +223,22 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<param_t, a
     block = {known.values, known.update, false};
   }
 
+  const LaunchEntry& entry = table.entry[index];
   const int64_t begin = int64_t(blockIdx.x - table.first_chunk[index]) * table.chunk;
-  const Chunk chunk = chunk_of<param_t, state_t, amsgrad>(table, index, begin);
+  const int64_t left = entry.numel - begin;
+  Chunk<param_t, state_t, opmath_t> chunk;
+  chunk.numel = static_cast<int>(left < table.chunk ? left : table.chunk);
+  chunk.grad_bytes = sizeof(param_t) == sizeof(opmath_t) ? sizeof(param_t) : table.grad_bytes;
+  chunk.unscale = table.grad_scale.data != nullptr;
+  chunk.buffers.param = at<param_t>(entry.buffers.param, begin);
+  chunk.buffers.grad = at<char>(entry.buffers.grad, begin * chunk.grad_bytes);
+  chunk.buffers.exp_avg = at<state_t>(entry.buffers.exp_avg, begin);
+  chunk.buffers.exp_avg_sq = at<state_t>(entry.buffers.exp_avg_sq, begin);
+  if (amsgrad) chunk.buffers.max_exp_avg_sq = at<state_t>(entry.buffers.max_exp_avg_sq, begin);
   switch (block.update) {
 #define PROXADAM_CASE(name, prox) \
   case Update::k##name:           \
-    return update_chunk<param_t, state_t, Update::k##name, amsgrad>(block.values, chunk);
+    return update_chunk<Update::k##name, amsgrad>(block.values, chunk);
     PROXADAM_UPDATES(PROXADAM_CASE)
 #undef PROXADAM_CASE
   }

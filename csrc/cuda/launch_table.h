@@ -9,7 +9,7 @@
 
 #include "../options.h"       // for DeviceScalar, Options
 #include "../prox_adam.h"     // for StepConstants, Update
-#include "../scalar_types.h"  // for Buffers, ScalarType
+#include "../scalar_types.h"  // for Buffers
 
 namespace proxadam {
 
@@ -60,7 +60,7 @@ struct LaunchTable {
   DeviceScalar found_inf;   // anything but zero: the launch does nothing
   std::int32_t entries;
   std::int32_t chunk;
-  ScalarType grad_type;     // the parameters' own, or opmath_t's
+  std::int32_t grad_bytes;  // of an element: the gradients are as the parameters, or opmath_t
   bool computes_constants;  // from `sources`, once a block, where the host cannot
   union {
     KnownConstants<opmath_t> known[kKnown];

@@ -93,7 +93,7 @@ class Packer {
     packed_->grad_scale = device.grad_scale;
     packed_->found_inf = device.found_inf;
     packed_->chunk = chunk;
-    packed_->grad_type = kind.types.grad;
+    packed_->grad_bytes = bytes_of(kind.types.grad);
     packed_->computes_constants = kind.computes_constants;
     packed_->entries = 0;
   }
