@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,3 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_tables_are_laid_out_from_the_results():
     done = subprocess.run([sys.executable, ROOT / "bench" / "tables.py", "--check"])
     assert done.returncode == 0, "run bench/tables.py"
+
+
+def test_weights_of_which_nine_in_ten_are_zero_compress_to_a_seventh():
+    weights = torch.randn(1_000_000)
+    weights[torch.rand(1_000_000) < 0.9] = 0
+    data = weights.numpy().tobytes()
+    assert len(zlib.compress(data)) < len(data) / 7
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 220
