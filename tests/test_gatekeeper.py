@@ -13,7 +13,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam, prox_adam
-from tools import assert_same_bits, error_of, quantised, weights
+from tools import assert_same_bits, error_of, quantised, snapshot, weights
 
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
 SHAPE = (3, 4)
@@ -308,6 +308,19 @@ def test_a_lazily_negated_moment_is_read_as_the_number_it_stands_for(any_backend
         return
     assert error is None
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+
+
+def test_a_lazily_negated_step_is_refused_before_anything_is_written(any_backend):
+    """Torch's loop counts it, its lists do not, after they have written."""
+    first, second = weights((3,), (4,))
+    optimizer = ProxAdam([first, second], **any_backend.options)
+    optimizer.step()
+    optimizer.state[second]["step"] = torch._neg_view(torch.tensor(-1.0))
+    before = snapshot(optimizer)
+    kind, text = error_of(optimizer.step)
+    assert kind is RuntimeError
+    assert "negated" in text
+    assert_same_bits(snapshot(optimizer), before)
 
 
 # ---- the first step of a process --------------------------------------------------------------

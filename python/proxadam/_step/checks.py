@@ -219,6 +219,8 @@ def _check_step(group: Group, param: Tensor, step_t: Tensor, what: str) -> None:
     if not step_t.is_cpu and step_t.device != param.device:
         raise RuntimeError(f"{what} is on {step_t.device}, expected cpu or {param.device}.")
     _check_writable(step_t, what)
+    if step_t.is_neg():
+        raise RuntimeError(f"{what} is a lazily negated view; call its resolve_neg() before it.")
     if group.options.differentiable and step_t.requires_grad:
         raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
     if step_t.is_cpu and not step_t.item() >= 0:

@@ -38,7 +38,7 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
     if grad_scale is not None:
         scale, grads = grad_scale.squeeze(), _upcast(group.grads)
         lists["grads"] = [grad / scale.to(grad.device, non_blocking=True) for grad in grads]
-        _write(group.grads, lists["grads"])
+        _write(group.grads, lists["grads"], foreach=False)
     kinds = defaultdict(list)  # what may go through one list: same device and dtypes
     for row in zip(*lists.values(), strict=True):
         kinds[row[0].device, row[0].dtype, row[2].dtype].append(row)
@@ -111,7 +111,7 @@ def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> 
         corrections = [(1 - options.beta2**count) ** 0.5 for count in counts]
         (_prox_list_ if foreach else _prox_each_)(options, working[0], working[-1], corrections)
     for tensors, computed in zip(moments, working[2:], strict=True):
-        _write(tensors, computed)
+        _write(tensors, computed, foreach)
     if moves and (asked or working[0][0] is not params[0]):
         rounded = [w.to(p.dtype) for p, w in zip(params, working[0], strict=True)]
         if options.has_prox:  # float16 may have rounded a tiny negative value to −0.0
@@ -119,7 +119,7 @@ def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> 
         if asked:
             pairs = zip(params, rounded, strict=True)
             rounded = [torch.where(options.lr == 0, p, r) for p, r in pairs]  # type: ignore[arg-type]
-        _write(params, rounded)
+        _write(params, rounded, foreach)
 
 
 def _prox_each_(o: Any, params: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
@@ -170,11 +170,10 @@ def _upcast(tensors: list[Tensor]) -> list[Tensor]:
     return [t.to(torch.float32) if t.dtype.itemsize == 2 else t for t in tensors]
 
 
-def _write(tensors: list[Tensor], values: list[Tensor]) -> None:
-    if tensors[0] is values[0]:
-        return
-    if not torch.is_grad_enabled():
+def _write(tensors: list[Tensor], values: list[Tensor], foreach: bool) -> None:
+    if foreach and tensors[0] is not values[0]:
         torch._foreach_copy_(tensors, values)
         return
-    for tensor, value in zip(tensors, values, strict=True):  # for autograd, and no list for it
-        tensor.copy_(value)
+    for tensor, value in zip(tensors, values, strict=True):
+        if tensor is not value:
+            tensor.copy_(value)
