@@ -12,7 +12,7 @@ import torch
 
 import cuda_on_host
 from proxadam import backends
-from storages import NAMES, STORAGES, Storage
+from storages import NAMES, OWN, STORAGES, Storage
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,10 @@ def using(backend: Backend) -> Iterator[Backend]:
         yield backend
 
 
-@pytest.fixture(params=STORAGES, ids=lambda storage: storage.name)
+# A sanitized step on the host takes its time: there test_cuda_kernel.py has all of them.
+@pytest.fixture(
+    params=OWN if cuda_on_host.directory() else STORAGES, ids=lambda storage: storage.name
+)
 def storage(request: pytest.FixtureRequest) -> Storage:
     """How parameters, gradients and moments are stored."""
     return request.param

@@ -102,6 +102,7 @@ FP32, FP64 = OWN[:2]
 
 # For tests of what does not depend on how gradients and moments are stored beside the parameter.
 each_dtype = pytest.mark.parametrize("dtype", NAMES)
+each_storage = pytest.mark.parametrize("storage", STORAGES, ids=lambda storage: storage.name)
 
 
 def assert_close(actual: Tensor, expected, scale, storage: Storage, what: str = "") -> None:

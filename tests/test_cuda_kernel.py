@@ -15,7 +15,7 @@ import cuda_on_host
 from proxadam import backends
 from proxadam._step.group import Group
 from proxadam._step.options import Options
-from storages import each_dtype
+from storages import each_dtype, each_storage
 from tools import assert_same_bits, error_of
 
 HOST = cuda_on_host.directory() is not None
@@ -226,6 +226,7 @@ def test_chunks_fit_the_device(kernel, multiprocessors):
 # ---- what the kernel reads on the device ------------------------------------------------------
 
 
+@each_storage
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["scalar", "vector"])
 def test_gradients_are_unscaled_and_written_back(storage, shape):
     kernel = Kernel(False)
