@@ -1,4 +1,9 @@
-"""ProxAdam: Adam and AdamW that make weights exactly zero, at no cost in speed."""
+"""ProxAdam: Adam and AdamW that make weights exactly zero.
+
+The step: ``optimizer`` (ProxAdam, ProxAdamW), ``functional`` (prox_adam), ``prox`` (the proximal
+operators on tensors), ``backends`` (which kernels are there) and, below them, ``_step``. The tools
+around sparsity: ``_sparsity``, with a module for each of their names.
+"""
 
 from __future__ import annotations
 
