@@ -146,7 +146,7 @@ def test_fused_on_a_device_without_a_kernel_says_what_is_missing(cls, monkeypatc
 
 
 @each_twin
-def test_fused_waits_for_parameters_without_data_as_in_torch(ours, theirs):
+def test_fused_waits_for_parameters_without_data_as_in_torch(ours, theirs, kernel_module):  # noqa: ARG001
     """It is refused at the step, and what has data by then is stepped."""
     for cls in (ours, theirs):
         weight = Parameter(torch.ones(3, device="meta"))
