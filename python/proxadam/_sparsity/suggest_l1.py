@@ -22,7 +22,7 @@ from .reading import (
 
 __all__ = ["suggest_l1"]
 
-# Of up to so many weights all are looked at; of more, so many at most and half as many at least.
+# Of up to so many weights all are looked at; of more, so many at most and about half as many at least.
 _MOST = 1 << 21
 
 
@@ -47,7 +47,7 @@ def suggest_l1(
 
     Returns:
         The guess; 0 if that many gradients are zero already. It is exact in float32 for up to 2²¹
-        weights. Of more, n are sampled, 2²⁰ at least, and the share for which it holds misses
+        weights. Of more, n are sampled, about 2²⁰ or more, and the share for which it holds misses
         ``sparsity`` by a standard error of √(sparsity · (1 − sparsity) / n), below 0.0005. The
         sample depends on the number, the order and the sharding of the parameters alone, and
         leaves torch's random numbers as they are. Over DTensors it is the guess for the whole
