@@ -22,7 +22,7 @@ from .reading import (
 
 __all__ = ["suggest_l1"]
 
-# Of up to so many weights all are looked at; of more, so many at most and about half as many at least.
+# Of up to so many weights all are looked at; of more, so many at most and about half at least.
 _MOST = 1 << 21
 
 
