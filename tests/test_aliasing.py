@@ -92,3 +92,145 @@ def test_a_parameter_that_overlaps_itself_is_stepped_as_in_torch(ours, theirs):
         return snapshot(optimizer)
 
     assert_same_bits(run(ProxAdam, ours), run(torch.optim.Adam, theirs))
+
+
+# ---- state and gradients that are shared -------------------------------------------------------
+
+NUMEL = 50_000
+
+
+def share_state(first, second):
+    second.update(first)
+
+
+def share(name):
+    def spoil(first, second):
+        second[name] = first[name]
+
+    return spoil
+
+
+def share_a_part(name):
+    def spoil(first, second):
+        base = torch.cat([first[name], second[name]])
+        first[name], second[name] = base[:NUMEL], base[NUMEL // 2 : NUMEL // 2 + NUMEL]
+
+    return spoil
+
+
+SHARED_STATE = {
+    "all": share_state,
+    "exp_avg": share("exp_avg"),
+    "exp_avg_sq": share("exp_avg_sq"),
+    "max_exp_avg_sq": share("max_exp_avg_sq"),
+    "step": share("step"),
+    "part of exp_avg": share_a_part("exp_avg"),
+    "part of max_exp_avg_sq": share_a_part("max_exp_avg_sq"),
+}
+SHARED_GRADS = {
+    "the other's data": lambda params, _: params[0].detach(),
+    "the other's moment": lambda _, first: first["exp_avg"],
+    "its own data": lambda params, _: params[2].detach(),
+}
+
+
+def step_shared(cls, spoil, *, apart=False, options=({}, {}), **all_of_them):
+    """Three steps of four parameters, of which `spoil(params, state)` makes two share memory."""
+    torch.manual_seed(0)
+    params = [Parameter(torch.randn(NUMEL)) for _ in range(4)]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    cut = [params[:2], params[2:]] if apart else [params]
+    groups = [{"params": group, **own} for group, own in zip(cut, options, strict=False)]
+    optimizer = cls(groups, lr=0.05, amsgrad=True, **all_of_them)
+    optimizer.step()
+    spoil(params, [optimizer.state[param] for param in params])
+    for _ in range(2):
+        optimizer.step()
+    return snapshot(optimizer)
+
+
+def assert_stepped_in_list_order(spoil, apart, options, ours):
+    expected = step_shared(torch.optim.Adam, spoil, apart=apart, **LOOP)
+    for count in (1, 2, 4):
+        with threads(count):
+            actual = step_shared(ProxAdam, spoil, apart=apart, options=options, **ours)
+        assert actual.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(actual[name], tensor, rtol=2e-6, atol=2e-7)
+
+
+each_mix = pytest.mark.parametrize(
+    ("apart", "options"),
+    [(False, [{}]), (True, [{}, {}]), (True, [{"foreach": False}, {}]), (True, [{}, LOOP])],
+    ids=["one group", "two groups", "a loop, then auto", "auto, then a loop"],
+)
+
+
+@each_mix
+@pytest.mark.parametrize("shared", SHARED_STATE)
+def test_shared_state_is_stepped_in_list_order(kernel_module, shared, apart, options):  # noqa: ARG001
+    def spoil(_, states):
+        SHARED_STATE[shared](states[0], states[2])
+
+    assert_stepped_in_list_order(spoil, apart, options, {})
+
+
+@each_mix
+@pytest.mark.parametrize("shared", SHARED_GRADS)
+def test_shared_gradients_are_read_in_list_order(kernel_module, shared, apart, options):  # noqa: ARG001
+    def spoil(params, states):
+        params[2].grad = SHARED_GRADS[shared](params, states[0])
+
+    assert_stepped_in_list_order(spoil, apart, options, {})
+
+
+def test_a_gradient_of_two_parameters_is_no_reason_to_leave_the_kernel(kernel_module):  # noqa: ARG001
+    def spoil(params, _):
+        params[2].grad = params[0].grad
+
+    step_shared(ProxAdam, spoil, fused=True)
+
+
+@pytest.mark.parametrize("shared", SHARED_STATE)
+def test_fused_refuses_shared_state(kernel_module, shared):  # noqa: ARG001
+    def spoil(_, states):
+        SHARED_STATE[shared](states[0], states[2])
+
+    kind, text = error_of(step_shared, ProxAdam, spoil, fused=True)
+    assert kind is RuntimeError
+    assert "parameter 0 of shape (50000,) shares memory with another parameter" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("exp_avg", "grad"), ("exp_avg_sq", "grad"), ("exp_avg", "exp_avg_sq"),
+        ("exp_avg", "param"), ("exp_avg_sq", "max_exp_avg_sq"), ("grad", "param"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("shift", [0, 1], ids=["all", "a part"])
+def test_the_tensors_of_one_parameter_may_not_share_memory(any_backend, name, other, shift):
+    """But a gradient that is the parameter, element by element: Adam reads it before it writes."""
+    torch.manual_seed(0)
+    (param,) = weights((9,))
+    untouched = weights((5,))[0]
+    optimizer = ProxAdam([untouched, param], amsgrad=True, l1=0.01, **any_backend.options)
+    optimizer.step()
+    base = torch.rand(10)
+    own = optimizer.state[param]
+    for key, view in ((name, base[:9]), (other, base[shift : 9 + shift])):
+        if key == "param":
+            param.data = view
+        elif key == "grad":
+            param.grad = view
+        else:
+            own[key] = view
+    before = snapshot(optimizer)
+    error = error_of(optimizer.step)
+    if (name, other, shift) == ("grad", "param", 0) and not any_backend.is_kernel:
+        assert error is None
+        return
+    assert error[0] is RuntimeError
+    assert "memory" in error[1]
+    assert_same_bits(snapshot(optimizer), before)

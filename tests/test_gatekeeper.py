@@ -24,7 +24,7 @@ def group_of(count=1, **options):
     defaults = {
         "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "l1": 0.1,
         "l2": 0.0, "max_shrink": 10.0, "euclidean": False, "amsgrad": True, "maximize": False,
-        "decoupled_weight_decay": False,
+        "decoupled_weight_decay": False, "allows_kernel": True,
     }  # fmt: skip
     lists = {name: [torch.ones(SHAPE) for _ in range(count)] for name in LISTS[:-1]}
     lists["state_steps"] = [torch.tensor(0.0) for _ in range(count)]

@@ -9,7 +9,7 @@
 #include <utility>    // for move
 
 #include "../prox_adam.h"  // for has_bias_corrections
-#include "overlap.h"       // for Extent, extent_of, overlapping
+#include "overlap.h"       // for Extent, extent_of, SharedMemory
 #include "tensor_view.h"   // for is_dense, numel, same_layout, ...
 
 namespace proxadam {
@@ -50,16 +50,19 @@ Reason check_options(const Options& options, const TensorEntry& entry) {
   return Reason::fits;
 }
 
-// Adds refusals for what shares memory, and takes those parameters out of the table.
-void turn_away_shared(std::vector<Extent> extents, std::vector<std::size_t>& params, Look& look) {
-  const auto shared = overlapping(std::move(extents));
+// Adds refusals for what shares memory, which is the stronger reason, and takes those parameters out
+// of the table.
+void turn_away_shared(const SharedMemory::Owners& shared, const std::vector<std::size_t>& params,
+                      Look& look) {
   if (shared.empty()) return;
+  std::vector<Refusal> refusals;
   for (const auto& [group, param] : shared) {
-    look.refusals.push_back({group, param, Reason::shares_memory, kParams});
+    refusals.push_back({group, param, Reason::shares_memory, kParams});
   }
-  std::stable_sort(look.refusals.begin(), look.refusals.end(), before);
-  look.refusals.erase(std::unique(look.refusals.begin(), look.refusals.end(), same_param),
-                      look.refusals.end());
+  refusals.insert(refusals.end(), look.refusals.begin(), look.refusals.end());
+  std::stable_sort(refusals.begin(), refusals.end(), before);
+  refusals.erase(std::unique(refusals.begin(), refusals.end(), same_param), refusals.end());
+  look.refusals = std::move(refusals);
   auto& entries = look.table.entries;
   std::size_t kept = 0;
   for (std::size_t i = 0; i < entries.size(); ++i) {
@@ -83,7 +86,8 @@ const char* name_of(Reason reason) {
 // One parameter with all that belongs to it, as it is looked at.
 struct Gatekeeper::Candidate {
   PyObject* tensors[kSlots];  // null where the group has none of a kind
-  DLTensor param;
+  DLTensor seen[kSlots];
+  Reason viewed[kSlots];
   Slot slot;  // the one that is looked at, and at the end the one that a reason is about
 };
 
@@ -116,6 +120,7 @@ HeldStep Gatekeeper::hold(const py::list& groups, const py::list& grad_scales,
 HeldGroup Gatekeeper::hold(py::handle group) const {
   HeldGroup held;
   const py::object options = group.attr("options");
+  held.unwanted = !flag(options, "allows_kernel");
   py::object tensor;
 #define PROXADAM_HOLD(name)                                     \
   held.options.name = number(options, #name, tensor);           \
@@ -153,8 +158,8 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
   const bool writes_grads = !step.grad_scales.empty();
   Look look;
   TensorTable& table = look.table;
-  std::vector<std::size_t> params;  // of each entry, its index in its group
-  std::vector<Extent> extents;      // of all memory that will be written, by whom it may be
+  std::vector<std::size_t> params;    // of each entry, its index in its group
+  std::vector<Extent> written, read;  // all memory of the step, by whose it is
 
   for (std::size_t g = 0; g < step.groups.size(); ++g) {
     const HeldGroup& held = step.groups[g];
@@ -168,19 +173,15 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
         if (slot == kMaxExpAvgSqs && !options.amsgrad) continue;
         candidate.tensors[slot] =
             PyTuple_GET_ITEM(held.tensors[slot].ptr(), static_cast<Py_ssize_t>(i));
-      }
-      TensorEntry entry{};
-      entry.group = static_cast<std::uint32_t>(g);
-      DLTensor grad;
-      Reason reason = view(candidate.tensors[kParams], candidate.param);
-      if (reason == Reason::fits) {
-        extents.push_back(extent_of(candidate.param, g, i));
-        if (writes_grads && view(candidate.tensors[kGrads], grad) == Reason::fits) {
-          extents.push_back(extent_of(grad, g, i));
-        }
-        reason = check(candidate, entry);
+        candidate.viewed[slot] = view(candidate.tensors[slot], candidate.seen[slot]);
+        if (candidate.viewed[slot] != Reason::fits) continue;
+        auto& extents = slot == kGrads && !writes_grads ? read : written;
+        extents.push_back(extent_of(candidate.seen[slot], g, i));
       }
       if (!refused.empty() && holds(refused, g, i)) continue;
+      TensorEntry entry{};
+      entry.group = static_cast<std::uint32_t>(g);
+      Reason reason = held.unwanted ? Reason::unwanted : check(candidate, entry);
       if (reason == Reason::fits) reason = check_options(options, entry);
       if (reason != Reason::fits) {
         look.refusals.push_back({g, i, reason, candidate.slot});
@@ -190,7 +191,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       params.push_back(i);
     }
   }
-  turn_away_shared(std::move(extents), params, look);
+  turn_away_shared(shared_memory_.find(std::move(written), std::move(read)), params, look);
   if (!refused.empty()) {
     const auto known = [&](const Refusal& r) { return holds(refused, r.group, r.param); };
     look.refusals.erase(std::remove_if(look.refusals.begin(), look.refusals.end(), known),
@@ -206,7 +207,8 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
 }
 
 Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
-  const DLTensor& param = candidate.param;
+  const DLTensor& param = candidate.seen[kParams];
+  if (candidate.viewed[kParams] != Reason::fits) return candidate.viewed[kParams];
   if (param.device.device_type != device_type_) return Reason::device;
   entry.device = param.device.device_id;
   if (static_cast<std::size_t>(entry.device) >= devices_.size() || !devices_[entry.device]) {
@@ -224,11 +226,10 @@ Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
     PyObject* tensor = candidate.tensors[slot];
     if (!tensor) continue;
     candidate.slot = static_cast<Slot>(slot);
-    DLTensor seen = param;
+    const DLTensor& seen = candidate.seen[slot];
     if (slot != kParams) {
       ScalarType type;
-      const Reason reason = view(tensor, seen);
-      if (reason != Reason::fits) return reason;
+      if (candidate.viewed[slot] != Reason::fits) return candidate.viewed[slot];
       if (!same_device(param, seen)) return Reason::device;
       if (!scalar_type(seen.dtype, type)) return Reason::dtype;
       if (slot == kGrads) entry.types.grad = type;
@@ -248,16 +249,15 @@ Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
 
 Reason Gatekeeper::check_step(Candidate& candidate, TensorEntry& entry) const {
   PyObject* tensor = candidate.tensors[kStateSteps];
-  DLTensor step;
+  const DLTensor& step = candidate.seen[kStateSteps];
   ScalarType type;
-  const Reason viewed = view(tensor, step);
-  if (viewed != Reason::fits) return viewed;
+  if (candidate.viewed[kStateSteps] != Reason::fits) return candidate.viewed[kStateSteps];
   if (numel(step) != 1 || !scalar_type(step.dtype, type) || is_16_bit(type)) return Reason::step;
   const Reason reason = memory(tensor, step);
   if (reason != Reason::fits) return reason;
   entry.counter = {step.data, type == ScalarType::kFloat64, step.device.device_type == kDLCPU};
   if (!entry.counter.on_host) {
-    return same_device(step, candidate.param) ? Reason::fits : Reason::device;
+    return same_device(step, candidate.seen[kParams]) ? Reason::fits : Reason::device;
   }
   entry.step = entry.counter.read() + 1;
   return entry.step >= 1 ? Reason::fits : Reason::step;  // NaN is not

@@ -15,6 +15,7 @@
 
 #include "../tensor_table.h"  // for TensorTable
 #include "dlpack_exchange.h"  // for DLPackExchangeAPI, DLTensor
+#include "overlap.h"          // for SharedMemory
 #include "tensor_facts.h"     // for Functions, TensorFacts
 
 namespace proxadam {
@@ -38,7 +39,8 @@ constexpr const char* kSlotNames[kSlots] = {"params",      "grads",           "e
   X(inference)     /* may be written in inference mode alone */                          \
   X(step)          /* not one float32 or float64 ≥ 0, on the host or beside the param */ \
   X(betas)         /* there is no bias correction with these at this step */             \
-  X(shares_memory) /* with another parameter, or with a gradient that is written */      \
+  X(shares_memory) /* that is written, with another tensor of the step */                \
+  X(unwanted)      /* its options leave it to torch ops */                               \
   X(option_device) /* an option is a tensor on another device */
 
 enum class Reason : std::uint8_t {
@@ -63,6 +65,7 @@ struct HeldGroup {
   Options options;
   std::vector<std::pair<Number Options::*, pybind11::object>> on_device;  // options in tensors
   std::array<pybind11::tuple, kSlots> tensors;  // none of max_exp_avg_sqs without amsgrad
+  bool unwanted;  // here for the memory that it may share with other groups
 };
 
 // The arguments of a step.
@@ -90,9 +93,9 @@ class Gatekeeper {
   HeldStep hold(const pybind11::list& groups, const pybind11::list& grad_scales,
                 const pybind11::list& found_infs) const;
 
-  // Looks at every tensor; no Python code runs. Turns away what does not fit and what shares memory
-  // with another parameter, or with another's gradient where those are written too. Those that
-  // were `refused` before have no entry, and no second refusal.
+  // Looks at every tensor; no Python code runs. Turns away what does not fit, and what shares memory
+  // that is written with another tensor of the step. Those that were `refused` before have no
+  // entry, and no second refusal.
   // Throws std::invalid_argument if a grad_scale or found_inf cannot be read.
   Look look(const HeldStep& step, const std::vector<Refusal>& refused = {}) const;
 
@@ -115,6 +118,7 @@ class Gatekeeper {
   TensorFacts facts_;
   DLDeviceType device_type_;
   std::vector<bool> devices_;
+  mutable SharedMemory shared_memory_;  // remembers, and is asked with the GIL alone
 };
 
 }  // namespace proxadam

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ _REASONS = {
     "inference": "{what} cannot be written outside InferenceMode: {it} is an inference tensor",
     "step": "{what} has its step on {device} in {dtype}",
     "betas": "{what} has betas that give no bias correction at this step",
-    "shares_memory": "{what} shares memory with another parameter",
+    "shares_memory": "{what} shares memory with another parameter, a gradient or a state",
+    "unwanted": "{what} is left to torch ops by differentiable=True or a transform of torch.func",
     "option_device": "{what} is on {param_device} and an option's tensor on another device",
 }
 
@@ -122,6 +124,7 @@ def check_tensors(
                 _check_step(group, param, tensor, f"step of {what}")
             else:
                 _check_state(param, tensor, f"{LISTS[name]} of {what}")
+        _check_apart(group, i, writes_grads)
 
 
 def why_kernel_cannot(group: Group, index: int, reason: str, slot: str) -> str:
@@ -253,10 +256,41 @@ def _check_writable(tensor: Tensor, what: str) -> None:
 
 
 def _check_allocated(tensor: Tensor, what: str) -> None:
-    plain = type(tensor) in (Tensor, torch.nn.Parameter)  # a subclass may have no storage to ask
-    if not plain or tensor.is_meta or tensor.numel() == 0:
-        return
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
-    if tensor.untyped_storage().nbytes() < needed:
+    if _has_memory(tensor) and tensor.untyped_storage().nbytes() < _bounds(tensor)[1]:
         raise RuntimeError(_UNALLOCATED.format(what=what))
+
+
+def _check_apart(group: Group, index: int, writes_grads: bool) -> None:
+    tensors = group.of(index)
+    stretches = []
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr() if _has_memory(tensor) else 0
+        if address:
+            begin, end = _bounds(tensor)
+            stretches.append((address + begin, address + end, tensor.stride(), name))
+    for one, other in pairwise(sorted(stretches)):
+        if other[0] >= one[1]:
+            continue
+        names = one[-1], other[-1]
+        if one[:-1] == other[:-1] and {*names} == {"params", "grads"} and not writes_grads:
+            continue  # Adam reads the gradient before it writes the parameter
+        raise RuntimeError(
+            f"the {LISTS[names[0]]} and the {LISTS[names[1]]} of {group.name(index)} share memory,"
+            " expected memory of its own for each; please clone() one before the step."
+        )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether the tensor has elements in a storage that can be asked for its address."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)  # a subclass may have none
+    if not plain or tensor.is_meta or tensor.numel() == 0 or tensor.layout is not torch.strided:
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not wrapped and not tensor._is_zerotensor()
+
+
+def _bounds(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor and the one behind its last, counted from its storage's first."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = tensor.storage_offset()
+    return int(begin) * tensor.itemsize, int(begin + last + 1) * tensor.itemsize

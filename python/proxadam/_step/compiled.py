@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, library
+from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
 from .. import backends
 from .group import LISTS, Group
 from .options import NUMBERS, TYPES, Options
 
+_PLAIN = (Tensor, Parameter, FakeTensor)
 # How an option of each type goes through the op. Numbers go as tensors, see _as_tensor.
 _OP_TYPES = {
     "float | Tensor": "Tensor",
@@ -65,7 +67,7 @@ def call_op(group: Group, grad_scale: Tensor | None, found_inf: Tensor | None) -
 def _takes(group: Group) -> bool:
     if not group.options.allows_kernel or not group.params:
         return False
-    if not all(type(tensor) in (Tensor, Parameter) for tensor in group.params + group.grads):
+    if not all(type(tensor) in _PLAIN for tensor in group.params + group.grads):
         return False
     return all(_has_kernel(name) for name in {param.device.type for param in group.params})
 

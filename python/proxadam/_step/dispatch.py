@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from . import compiled, dtensor, torch_ops
 from .checks import check_betas, check_capturable, check_tensors, why_kernel_cannot
 from .group import Group
 
-# Some parameters of a group, by their indices.
-_Part = tuple[Group, Sequence[int]]
+# Some parameters of a group, by their indices, and why no kernel takes them: (reason, list) for
+# each of them, or for all.
+_Part = tuple[Group, Sequence[int], list[tuple[str, str]]]
 
 
 def step(
@@ -27,7 +28,8 @@ def step(
     Nothing is written before every tensor of every group has been looked at. Options are read
     first, for that may run code of the user's; a kernel looks at its tensors again when it writes.
     Under torch.compile a group is one op, that takes an eager step when the graph runs, or torch
-    ops, which the compiler fuses.
+    ops, which the compiler fuses. A TorchDispatchMode, such as make_fx traces with, sees the same
+    op; a transform of torch.func sees torch ops.
 
     Args:
         groups: parameters, gradients, state and options.
@@ -39,34 +41,43 @@ def step(
     """
     for group in groups:
         group.check()
-    if not torch.compiler.is_compiling():
-        _step(groups, grad_scale, found_inf)
-        return
-    on_torch = [g for g in groups if not compiled.call_op(g, grad_scale, found_inf)]
-    if not (on_torch and _overflowed(found_inf)):
-        for group in on_torch:
-            torch_ops.step(group, grad_scale)
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    if torch.compiler.is_compiling():
+        on_torch = [g for g in groups if not compiled.call_op(g, grad_scale, found_inf)]
+        if not (on_torch and _overflowed(found_inf)):
+            for group in on_torch:
+                torch_ops.step(group, grad_scale)
+    elif torch._C._len_torch_dispatch_stack() and not transformed:
+        on_torch = [g for g in groups if not compiled.call_op(g, grad_scale, found_inf)]
+        _step(on_torch, grad_scale, found_inf, native=False)
+    else:
+        _step(groups, grad_scale, found_inf, native=not transformed)
 
 
-def _step(groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+def _step(
+    groups: list[Group],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    *,
+    native: bool = True,
+) -> None:
     writes_grads = grad_scale is not None
     given, groups = groups, [dtensor.to_local(g, writes_grads=writes_grads) for g in groups]
     for group in groups:
         check_betas(group)
-    on_kernel = [group for group in groups if group.options.allows_kernel]
-    on_torch = [group for group in groups if not group.options.allows_kernel]
-    for group in on_torch:
-        check_tensors(group, writes_grads=writes_grads)
-        check_capturable(group)
-    if (on_torch or any(map(_counts_on_host, on_kernel))) and _overflowed(found_inf):
+    asks_host = (not g.options.allows_kernel or _counts_on_host(g) for g in groups)
+    if any(asks_host) and _overflowed(found_inf):
         return
 
-    plans, refused = _admit(on_kernel, grad_scale, found_inf)
-    for (group, indices), why in refused:
+    plans, refused = _admit(groups, grad_scale, found_inf, native)
+    on_torch = []
+    for group, indices, whys in refused:
         check_tensors(group, indices, writes_grads=writes_grads)
-        _check_not_demanded(group, indices[0], why)
+        _check_not_demanded(group, indices[0], whys[0])
         on_torch.append(group.take(indices))
         check_capturable(on_torch[-1])
+        if group.options.foreach is None and any(why[0] == "shares_memory" for why in whys):
+            on_torch[-1].options = replace(group.options, foreach=False)  # in list order
     if refused and _overflowed(found_inf):
         return
     if plans:
@@ -75,10 +86,11 @@ def _step(groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | No
     for group in on_torch:
         torch_ops.step(group, grad_scale)
 
-    for group in on_kernel:
-        increment_version(group.params)
-        if writes_grads:
-            increment_version(group.grads)
+    for group in groups:
+        if group.options.allows_kernel:
+            increment_version(group.params)
+            if writes_grads:
+                increment_version(group.grads)
     for group, local in zip(given, groups, strict=True):
         dtensor.increment_versions(group, local, writes_grads=writes_grads)
 
@@ -92,41 +104,45 @@ def _counts_on_host(group: Group) -> bool:
 
 
 def _admit(
-    groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | None
-) -> tuple[list[tuple[Any, Any]], list[tuple[_Part, tuple[str, str]]]]:
+    groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | None, native: bool
+) -> tuple[list[tuple[Any, Any]], list[_Part]]:
     """Hand the groups to the kernels of the devices that they are on.
 
+    Groups that are to go to torch ops are shown too, for the memory that they may share.
+    Without ``native`` all go to torch ops.
+
     Returns:
-        (kernel, plan) to launch, and what no kernel takes, with the (reason, list) of the first of
-        its parameters. Nothing has been written yet, unless there is nothing left to look at: a
-        kernel that fits every tensor it is shown steps at once.
+        (kernel, plan) to launch, and what no kernel takes. Nothing has been written yet, unless
+        there is nothing left to look at: a kernel that fits every tensor it is shown steps at once.
     """
     plans: list[tuple[Any, Any]] = []
-    left: list[_Part] = [(group, range(len(group.params))) for group in groups if group.params]
-    reasons = [("", "")] * len(left)
+    unwanted = [("unwanted", "params")]
+    left: list[_Part] = [(g, range(len(g.params)), unwanted) for g in groups if g.params]
     tried: list[str] = []
-    while device_type := _first_device_type(left, tried):
+    while native and (device_type := _first_device_type(left, tried)):
         tried.append(device_type)
         kernel = backends.kernel(device_type)
         if kernel is None:
             continue
-        shown = [group.take(indices) if plans else group for group, indices in left]
+        shown = [group.take(indices) if plans else group for group, indices, _ in left]
         amp = _amp_arguments(device_type, shown, grad_scale, found_inf)
         plan = kernel.admit(shown, *amp, launch=not plans)
         if plan is None:
             return [], []
         plans.append((kernel, plan))
-        rejected = defaultdict(list)
+        parts: dict[int, tuple[Group, list[int], list[tuple[str, str]]]] = {}
         for i, j, *why in plan.rejected:
-            rejected[i].append((left[i][1][j], tuple(why)))
-        reasons = [found[0][1] for found in rejected.values()]
-        left = [(left[i][0], [index for index, _ in found]) for i, found in rejected.items()]
-    return plans, list(zip(left, reasons, strict=True))
+            group, indices, _ = left[i]
+            _, rejected, whys = parts.setdefault(i, (group, [], []))
+            rejected.append(indices[j])
+            whys.append(tuple(why))
+        left = list(parts.values())
+    return plans, left
 
 
 def _first_device_type(left: list[_Part], tried: list[str]) -> str | None:
-    for group, indices in left:
-        for i in indices:
+    for group, indices, _ in left:
+        for i in indices if group.options.allows_kernel else ():
             device_type = group.params[i].device.type
             if device_type not in tried:
                 return device_type
