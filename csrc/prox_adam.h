@@ -1,7 +1,7 @@
 // The proximal Adam step for one element: the maths of the native code, and all of it.
 //
 // Host and device compile this same header, so that a kernel is a loop around it. It knows neither
-// tensors nor threads, and includes the C maths library alone. Everything has internal linkage:
+// tensors nor threads, and includes C's headers of numbers alone. Everything has internal linkage:
 // the CPU loop is compiled once for each instruction set, and the linker must not merge the copies.
 //
 // No multiply is fused with an add (the build says -ffp-contract=off): a result then depends on no
@@ -10,7 +10,8 @@
 
 #pragma once
 
-#include <math.h>  // for sqrt, sqrtf, pow
+#include <float.h>  // for FLT_MIN, DBL_MIN
+#include <math.h>   // for sqrt, sqrtf, pow
 
 #include "options.h"  // for Options, PROXADAM_INLINE
 
@@ -90,6 +91,9 @@ PROXADAM_INLINE StepConstants<opmath_t> step_constants(const Options& o, double 
 PROXADAM_INLINE float square_root(float x) { return sqrtf(x); }
 PROXADAM_INLINE double square_root(double x) { return sqrt(x); }
 
+PROXADAM_INLINE constexpr float smallest_normal(float) { return FLT_MIN; }
+PROXADAM_INLINE constexpr double smallest_normal(double) { return DBL_MIN; }
+
 // Replaces the moments by their new values, and returns d, the denominator of Adam's step and its
 // metric. `grad` is already divided by the gradient scale.
 template <bool amsgrad, typename opmath_t>
@@ -122,9 +126,13 @@ PROXADAM_INLINE opmath_t update_moments(const StepConstants<opmath_t>& c, opmath
 // comes out again.
 
 template <typename opmath_t>
-PROXADAM_INLINE opmath_t clamp(opmath_t x, opmath_t low, opmath_t high) {
-  x = x < low ? low : x;
+PROXADAM_INLINE opmath_t at_most(opmath_t x, opmath_t high) {
   return x > high ? high : x;
+}
+
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t clamp(opmath_t x, opmath_t low, opmath_t high) {
+  return at_most(x < low ? low : x, high);
 }
 
 // argmin_y ½ (y − x)² + threshold · |y|. Zeros made here are +0.0.
@@ -185,9 +193,13 @@ PROXADAM_INLINE void prox_adam_update(const StepConstants<opmath_t>& c, opmath_t
     param = param - c.step_size * exp_avg / denom;
     return;
   }
-  const opmath_t inv_denom = 1 / denom;  // a multiplication each, where Adam alone divides
-  const opmath_t z = param - c.step_size * exp_avg * inv_denom;
-  const opmath_t w = prox<update>(c, z, inv_denom);
+  // A multiplication each, where Adam alone divides. 1 / d overflows for the smallest d, so it is
+  // taken of 2^64 d there; what that scales is then as it would be, for powers of 2 are exact. The
+  // prox takes d as no smaller than the smallest normal number, that it may multiply 1 / d by 0.
+  const opmath_t scale = denom < smallest_normal(denom) ? opmath_t(18446744073709551616.0) : 1;
+  const opmath_t inv_denom = 1 / (denom * scale);
+  const opmath_t z = param - c.step_size * exp_avg * inv_denom * scale;
+  const opmath_t w = prox<update>(c, z, at_most(inv_denom * scale, 1 / smallest_normal(denom)));
   param = clamp(w, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
 }
 

@@ -10,6 +10,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam
+from storages import assert_close
 from tools import assert_same_bits, error_of, params_of, snapshot, twin_of, weights
 
 
@@ -48,6 +49,25 @@ def test_a_negative_weight_that_underflows_is_plus_zero(backend, storage):
     options = {"lr": 1.0, "l2": 4.0, "metric": "euclidean"}
     ProxAdam([param], **options, **storage.options, **backend.options).step()
     assert_same_bits(param, torch.zeros_like(param))
+
+
+@pytest.mark.parametrize("max_shrink", [10.0, math.inf])
+@pytest.mark.parametrize("strength", [{"l1": 0.1}, {"l2": 0.1}, {"l1": 0.1, "l2": 0.1}])
+def test_an_eps_whose_inverse_overflows(backend, storage, strength, max_shrink):
+    """Where no gradient was, d = eps: the prox pulls as far as max_shrink lets it."""
+    dtype = torch.float64 if storage.param is torch.float64 else torch.float32
+    start = torch.tensor([0.05, -0.05, 1.0, -1.0, 0.0] * 7, dtype=storage.param)
+    param = storage.parameter(start.clone())
+    param.grad = storage.gradient(torch.zeros_like(start))
+    options = {"lr": 0.01, "eps": torch.finfo(dtype).smallest_normal / 256}
+    options |= {"max_shrink": max_shrink, **strength, **storage.options, **backend.options}
+    ProxAdam([param], **options).step()
+    z = start.double()
+    expected = z.sign() * (z.abs() - max_shrink * 0.01).clamp(min=0)
+    assert_close(param, expected, scale=1, storage=storage)
+    nothing = start.abs() < 0.1
+    if "l1" in strength:
+        assert_same_bits(param[nothing], torch.zeros_like(param[nothing]))
 
 
 @pytest.mark.parametrize("strength", [{"l1": 0.1}, {"l2": 0.1}])
