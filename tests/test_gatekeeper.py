@@ -101,6 +101,7 @@ CASES = [
             "no_memory": lambda: torch._efficientzerotensor(()),
             "negated": lambda: torch._neg_view(torch.tensor(-1.0)),
             "subclass": lambda: torch.tensor(0.0).as_subclass(Subclass),
+            "misaligned": lambda: at_odd_address()[0, 0],
         }.items()
     ),
     ("state_steps", "step", lambda: torch.tensor(float("nan"))),

@@ -1,0 +1,116 @@
+"""make_fx, fake tensors, modes that watch ops, and the transforms of torch.func."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from proxadam import ProxAdam, prox_adam
+from tools import assert_same_bits, error_of, snapshot, twin_of, weights
+
+OPTIONS = {
+    "amsgrad": False, "beta1": 0.9, "beta2": 0.99, "lr": 0.1, "weight_decay": 0.01, "eps": 1e-8,
+    "maximize": False, "l1": 0.02,
+}  # fmt: skip
+slow_in_place = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
+
+def tensors(*shape):
+    """A parameter, its gradient, both moments, and a step of 3."""
+    torch.manual_seed(0)
+    return *torch.randn(2, *shape), *torch.rand(2, *shape), torch.tensor(3.0)
+
+
+def stepped(param, grad, exp_avg, exp_avg_sq, step_t, **options):
+    """One step in place, and what was written."""
+    lists = [[param], [grad], [exp_avg], [exp_avg_sq], [], [step_t]]
+    prox_adam(*lists, **{**OPTIONS, **options})
+    return param, exp_avg, exp_avg_sq, step_t
+
+
+def without_grad(*given):
+    with torch.no_grad():
+        return stepped(*given)
+
+
+class Watch(TorchDispatchMode):
+    """Counts ops by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.counts[op.name().partition(".")[0]] += 1
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
+def test_make_fx_records_the_op(kernel_module, tracing_mode):  # noqa: ARG001
+    graph = make_fx(without_grad, tracing_mode=tracing_mode)(*tensors(5))
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert targets.count("proxadam.step.default") == 1
+    for actual, expected in zip(graph(*tensors(5)), without_grad(*tensors(5)), strict=True):
+        assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": False}], ids=["kernel", "loop"])
+def test_a_mode_sees_the_step_and_leaves_its_bits(kernel_module, options):  # noqa: ARG001
+    watched = ProxAdam(weights((5,), (2, 3)), l1=0.01, **options)
+    unwatched = twin_of(watched)
+    for _ in range(2):
+        with Watch() as watch:
+            watched.step()
+        unwatched.step()
+    assert watch.counts["proxadam::step"] == (0 if options else 1)
+    assert watch.counts["aten::addcdiv_"] == (2 if options else 0)
+    assert_same_bits(snapshot(watched), snapshot(unwatched))
+
+
+def test_fake_parameters_step_without_being_computed(kernel_module):  # noqa: ARG001
+    with FakeTensorMode():
+        param = Parameter(torch.ones(3))
+        param.grad = torch.ones(3)
+        ProxAdam([param], l1=0.01).step()
+    assert param.shape == (3,)
+
+
+@slow_in_place
+def test_vmap_over_models():
+    param, grad, exp_avg, exp_avg_sq, step_t = tensors(4, 5)
+    expected = tensors(4, 5)
+    each = [stepped(*(t[i] for t in expected[:-1]), torch.tensor(3.0)) for i in range(4)]
+    batched = (param, grad, exp_avg, exp_avg_sq)
+    torch.vmap(stepped, in_dims=(0, 0, 0, 0, None), out_dims=(0, 0, 0, None))(*batched, step_t)
+    assert step_t == 4
+    for i, (one, *_) in enumerate(each):
+        torch.testing.assert_close(param[i], one)
+
+
+@slow_in_place
+def test_vmap_has_no_kernel_to_demand():
+    def run(*given):
+        return stepped(*given, fused=True)
+
+    kind, text = error_of(torch.vmap(run, in_dims=(0, 0, 0, 0, None)), *tensors(4, 5))
+    assert kind is RuntimeError
+    assert text.startswith("`fused=True` needs the kernel for every parameter")
+
+
+def test_gradients_through_a_step():
+    param, grad, *moments, step_t = tensors(5)
+
+    def total(grad):
+        fresh = [tensor + 0 * grad for tensor in (param, *moments)]
+        return stepped(fresh[0], grad, *fresh[1:], step_t.clone(), differentiable=True)[0].sum()
+
+    actual = torch.func.grad(total)(grad)
+    with_autograd = grad.clone().requires_grad_()
+    total(with_autograd).backward()
+    torch.testing.assert_close(actual, with_autograd.grad)
