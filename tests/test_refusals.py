@@ -144,6 +144,10 @@ MISFITS = {
     "data alone grown": (lambda p, _: with_data(p, torch.ones(64, 64)), "gradient of parameter 1"),
     "data alone shrunk": (lambda p, _: with_data(p, torch.ones(2)), "gradient of parameter 1"),
     "transposed": (lambda p, _: with_data(p, p.data.t()), "has shape (3, 4), expected (4, 3)"),
+    "a lazy zero": (
+        lambda p, _: with_data(p, torch._efficientzerotensor(SHAPE)),
+        "ProxAdam found this in parameter 1 of shape (3, 4)",
+    ),
     "gradient longer": (
         lambda p, _: with_data(p.grad, torch.ones(64, 64)),
         "has shape (64, 64), expected (3, 4)",
@@ -170,6 +174,9 @@ MISFITS = {
             "cast": torch.zeros(SHAPE, dtype=torch.float64),
             "expanded": torch.zeros(1).expand(SHAPE),
             "on another device": torch.zeros(SHAPE, device="meta"),
+            "a lazy zero": torch._efficientzerotensor(SHAPE),
+            "no tensor": 3.0,
+            "nothing": None,
         }.items()
     },
     **{
@@ -181,6 +188,7 @@ MISFITS = {
             "on another device": torch.tensor(1.0, device="meta"),
             "negative": torch.tensor(-1.0),
             "nan": torch.tensor(float("nan")),
+            "a lazy zero": torch._efficientzerotensor(()),
         }.items()
     },
 }  # fmt: skip

@@ -199,6 +199,8 @@ def _check_grad(param: Tensor, grad: Tensor, what: str, written: bool) -> None:
 
 
 def _check_state(param: Tensor, state: Tensor, what: str) -> None:
+    if not isinstance(state, Tensor):
+        raise RuntimeError(f"{what} is a {type(state).__name__}, expected a tensor.")
     _check_like(param, state, what)
     if not goes_with(param.dtype, state.dtype):
         raise RuntimeError(
@@ -252,6 +254,8 @@ def _check_writable(tensor: Tensor, what: str) -> None:
         raise RuntimeError(_CONJUGATE.format(what=what))
     if tensor.numel() and any(stride == 0 for stride, _ in _walk(tensor)):
         raise RuntimeError(_OVERLAP.format(what=what))
+    if tensor._is_zerotensor():
+        raise RuntimeError(_UNALLOCATED.format(what=what))
     _check_allocated(tensor, what)
 
 
