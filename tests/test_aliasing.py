@@ -234,3 +234,22 @@ def test_the_tensors_of_one_parameter_may_not_share_memory(any_backend, name, ot
     assert error[0] is RuntimeError
     assert "memory" in error[1]
     assert_same_bits(snapshot(optimizer), before)
+
+
+def test_memory_that_comes_to_be_shared_and_ceases_to_be(kernel_module):  # noqa: ARG001
+    """What a look remembers of the step before must not outlive it."""
+    params = weights(*[(50,)] * 6)
+    optimizer = ProxAdam(params, **BUSY, fused=True)
+    optimizer.step()
+    states = [optimizer.state[param] for param in params]
+    own = states[4]["exp_avg"]
+    for _ in range(3):
+        states[4]["exp_avg"] = states[1]["exp_avg"]
+        for _ in range(2):
+            assert "shares memory" in error_of(optimizer.step)[1]
+        states[4]["exp_avg"] = own
+        grad, params[2].grad = params[2].grad, params[3].detach()
+        assert "parameter 2 of shape (50,) shares memory" in error_of(optimizer.step)[1]
+        params[2].grad = grad
+        optimizer.step()
+        optimizer.step()

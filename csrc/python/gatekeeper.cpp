@@ -9,7 +9,7 @@
 #include <utility>    // for move
 
 #include "../prox_adam.h"  // for has_bias_corrections
-#include "overlap.h"       // for Extent, extent_of, SharedMemory
+#include "overlap.h"       // for SharedMemory
 #include "tensor_view.h"   // for is_dense, numel, same_layout, ...
 
 namespace proxadam {
@@ -88,7 +88,7 @@ struct Gatekeeper::Candidate {
   PyObject* tensors[kSlots];  // null where the group has none of a kind
   DLTensor seen[kSlots];
   Reason viewed[kSlots];
-  Slot slot;  // the one that is looked at, and at the end the one that a reason is about
+  Slot slot = kParams;  // the one that is looked at, in the end the one that a reason is about
 };
 
 Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter,
@@ -158,8 +158,8 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
   const bool writes_grads = !step.grad_scales.empty();
   Look look;
   TensorTable& table = look.table;
-  std::vector<std::size_t> params;    // of each entry, its index in its group
-  std::vector<Extent> written, read;  // all memory of the step, by whose it is
+  std::vector<std::size_t> params;  // of each entry, its index in its group
+  shared_memory_.start();
 
   for (std::size_t g = 0; g < step.groups.size(); ++g) {
     const HeldGroup& held = step.groups[g];
@@ -168,15 +168,15 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       (options.*number).on_device = scalar(tensor);
     }
     for (std::size_t i = 0; i < held.tensors[kParams].size(); ++i) {
-      Candidate candidate{};
+      Candidate candidate;
       for (int slot = 0; slot < kSlots; ++slot) {
+        candidate.tensors[slot] = nullptr;
         if (slot == kMaxExpAvgSqs && !options.amsgrad) continue;
         candidate.tensors[slot] =
             PyTuple_GET_ITEM(held.tensors[slot].ptr(), static_cast<Py_ssize_t>(i));
         candidate.viewed[slot] = view(candidate.tensors[slot], candidate.seen[slot]);
         if (candidate.viewed[slot] != Reason::fits) continue;
-        auto& extents = slot == kGrads && !writes_grads ? read : written;
-        extents.push_back(extent_of(candidate.seen[slot], g, i));
+        shared_memory_.note(candidate.seen[slot], g, i, slot != kGrads || writes_grads);
       }
       if (!refused.empty() && holds(refused, g, i)) continue;
       TensorEntry entry{};
@@ -191,7 +191,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       params.push_back(i);
     }
   }
-  turn_away_shared(shared_memory_.find(std::move(written), std::move(read)), params, look);
+  turn_away_shared(shared_memory_.find(), params, look);
   if (!refused.empty()) {
     const auto known = [&](const Refusal& r) { return holds(refused, r.group, r.param); };
     look.refusals.erase(std::remove_if(look.refusals.begin(), look.refusals.end(), known),

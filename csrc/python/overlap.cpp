@@ -2,66 +2,92 @@
 
 #include "overlap.h"
 
-#include <algorithm>  // for equal, max, merge, sort
-#include <iterator>   // for back_inserter
+#include <algorithm>  // for max, sort
 
 #include "tensor_view.h"  // for span
 
 namespace proxadam {
 namespace {
 
-bool starts_before(const Extent& a, const Extent& b) { return a.begin < b.begin; }
+// Calls `visit` with each extent of both lists in order, and whether it is of the first.
+template <typename Visit>
+void merge(const std::vector<Extent>& first, const std::vector<Extent>& second, Visit visit) {
+  auto a = first.begin();
+  auto b = second.begin();
+  while (a != first.end() || b != second.end()) {
+    const bool is_first = b == second.end() || (a != first.end() && a->begin <= b->begin);
+    visit(is_first ? *a++ : *b++, is_first);
+  }
+}
 
-bool same(const std::vector<Extent>& a, const std::vector<Extent>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Extent& x, const Extent& y) {
-    return x.begin == y.begin && x.end == y.end && x.group == y.group && x.param == y.param;
+bool any_shared(const std::vector<Extent>& written, const std::vector<Extent>& read) {
+  const char* end_of_written = nullptr;
+  const char* end = nullptr;
+  bool shared = false;
+  merge(written, read, [&](const Extent& extent, bool is_written) {
+    shared |= extent.begin < (is_written ? end : end_of_written);
+    end = std::max(end, extent.end);
+    if (is_written) end_of_written = std::max(end_of_written, extent.end);
   });
+  return shared;
 }
 
 }  // namespace
 
-Extent extent_of(const DLTensor& t, std::size_t group, std::size_t param) {
-  const auto* begin = static_cast<const char*>(t.data);
-  return {begin, begin ? begin + span(t) * (t.dtype.bits / 8) : begin,
-          static_cast<std::uint32_t>(group), static_cast<std::uint32_t>(param)};
+void SharedMemory::start() {
+  written_.count = read_.count = 0;
+  written_.same = read_.same = found_;
+  found_ = false;
 }
 
-SharedMemory::Owners SharedMemory::find(std::vector<Extent> written, std::vector<Extent> read) {
-  const bool same_written = same(written, written_);
-  if (apart_ && same_written && same(read, read_)) return {};
-  if (!same_written) {
-    written_in_order_ = written;
-    std::sort(written_in_order_.begin(), written_in_order_.end(), starts_before);
-    written_ = std::move(written);
-  }
-  read_ = read;
-  std::sort(read.begin(), read.end(), starts_before);
+void SharedMemory::Extents::note(const Extent& e) {
+  if (count == given.size()) given.push_back({});
+  Extent& last = given[count++];
+  same &= last.begin == e.begin && last.end == e.end && last.group == e.group &&
+          last.param == e.param;
+  last = e;
+}
 
-  // Both lists at once. What overlaps makes a cluster, from the first address to the last.
-  Owners found;
-  std::vector<Extent> cluster;
+void SharedMemory::Extents::sort() {
+  if (all_same()) return;
+  given.resize(count);
+  in_order = given;
+  std::sort(in_order.begin(), in_order.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+}
+
+void SharedMemory::note(const DLTensor& t, std::size_t group, std::size_t param, bool written) {
+  const auto* begin = static_cast<const char*>(t.data);
+  const std::int64_t bytes = begin ? span(t) * (t.dtype.bits / 8) : 0;
+  if (bytes == 0) return;
+  (written ? written_ : read_)
+      .note({begin, begin + bytes, static_cast<std::uint32_t>(group),
+             static_cast<std::uint32_t>(param)});
+}
+
+SharedMemory::Owners SharedMemory::find() {
+  const bool known = apart_ && written_.all_same() && read_.all_same();
+  if (!known) written_.sort(), read_.sort();
+  found_ = true;
+  apart_ = known || !any_shared(written_.in_order, read_.in_order);
+  if (apart_) return {};
+
+  // What overlaps makes a cluster, from the first address to the last.
+  Owners found, cluster;
   const char* end = nullptr;
   bool any_written = false;
   const auto close = [&] {
-    if (any_written && cluster.size() > 1) {
-      for (const Extent& extent : cluster) found.emplace_back(extent.group, extent.param);
-    }
+    if (any_written && cluster.size() > 1) found.insert(found.end(), cluster.begin(), cluster.end());
     cluster.clear();
     any_written = false;
   };
-  auto w = written_in_order_.begin();
-  auto r = read.begin();
-  while (w != written_in_order_.end() || r != read.end()) {
-    const bool writes = r == read.end() || (w != written_in_order_.end() && w->begin <= r->begin);
-    const Extent& extent = writes ? *w++ : *r++;
-    if (extent.begin == extent.end) continue;
+  merge(written_.in_order, read_.in_order, [&](const Extent& extent, bool is_written) {
     if (extent.begin >= end) close();
-    cluster.push_back(extent);
-    any_written |= writes;
+    cluster.emplace_back(extent.group, extent.param);
+    any_written |= is_written;
     end = std::max(end, extent.end);
-  }
+  });
   close();
-  apart_ = found.empty();
   return found;
 }
 

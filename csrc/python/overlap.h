@@ -19,23 +19,37 @@ struct Extent {
   std::uint32_t param;  // its index there
 };
 
-Extent extent_of(const DLTensor& t, std::size_t group, std::size_t param);
-
 // Looks for what two threads must not step in one region, nor the kernel before torch ops do:
 // those take such parameters one after the other.
 class SharedMemory {
  public:
   using Owners = std::vector<std::pair<std::size_t, std::size_t>>;  // group, param; may repeat
 
+  // A look begins: its tensors are noted, and then asked about.
+  void start();
+
+  void note(const DLTensor& t, std::size_t group, std::size_t param, bool written);
+
   // The owners of memory that two tensors have, of one parameter or of two, and one of them writes.
-  Owners find(std::vector<Extent> written, std::vector<Extent> read);
+  Owners find();
 
  private:
-  // Of the last step: most often the next one has the same memory, and it need not be sorted again.
-  std::vector<Extent> written_;
-  std::vector<Extent> written_in_order_;
-  std::vector<Extent> read_;
-  bool apart_ = false;
+  // Most often each step has the same memory as the last, and nothing is sorted again.
+  struct Extents {
+    std::vector<Extent> given;
+    std::vector<Extent> in_order;
+    std::size_t count = 0;
+    bool same = false;  // as those of the last step, so far
+
+    void note(const Extent& extent);
+    bool all_same() const { return same && count == given.size(); }
+    void sort();
+  };
+
+  Extents written_;
+  Extents read_;
+  bool found_ = false;  // the last step was asked about, so that its lists are in order
+  bool apart_ = false;  // it had nothing that is shared
 };
 
 }  // namespace proxadam
