@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import backends
-from ._step import dispatch, lock, state
+from ._step import dispatch, loading, lock, state
 from ._step.checks import check_dense
 from ._step.group import Group
 from ._step.options import (
@@ -133,7 +133,7 @@ class ProxAdam(Optimizer):
             check_group(group)
             if group["fused"]:
                 _check_kernel_is_there(group["params"])
-        except (RuntimeError, TypeError, ValueError):
+        except Exception:
             self.param_groups.pop()
             raise
         for device in {param.device for param in group["params"]}:
@@ -148,17 +148,22 @@ class ProxAdam(Optimizer):
         where the saved groups lack an option, that too.
 
         Raises:
-            ValueError: groups or tensors that do not fit the parameters, or an option out of range;
-                nothing is loaded then.
+            ValueError: no step could be taken from it: groups, tensors or counts that do not fit,
+                betas without a bias correction, another option out of the constructor's range;
+                nothing is changed then.
         """
-        loaded: dict[str, Any] = {}
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"expected a state dict, got {type(state_dict)}")
+        states: dict[Tensor, dict[str, Tensor]] = {}
 
         def before(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-            loaded.update(state.completed(optimizer, state_dict))
-            return loaded
+            whole, prepared = loading.prepared(optimizer, state_dict)
+            states.update(prepared)
+            return whole
 
         def after(optimizer: Optimizer) -> None:
-            state.restore(optimizer, loaded)
+            for param, own in states.items():
+                optimizer.state[param].update(own)
 
         # Behind the user's hooks that may change what is loaded, before those that look at it.
         hooks = (
@@ -178,8 +183,8 @@ class ProxAdam(Optimizer):
                 group.setdefault(name, value)
             for param in group["params"]:
                 own = self.state.get(param)
-                if own and not isinstance(own["step"], Tensor):
-                    own["step"] = state.new_step(param, group, float(own["step"]))
+                if own:
+                    own["step"] = state.as_step(param, group, own["step"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
