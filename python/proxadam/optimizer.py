@@ -210,11 +210,11 @@ class ProxAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with lock.held(self):
+        with lock.held(self), state.made_or_undone() as made:
             groups = []
             for group in self.param_groups:
                 lists: _Lists = ([], [], [], [], [], [])
-                self._init_group(group, *lists)
+                self._init_group(group, *lists, made)
                 groups.append(Group(*lists, Options.of(group)))
             grad_scale = getattr(self, "grad_scale", None)
             found_inf = getattr(self, "found_inf", None)
@@ -230,6 +230,7 @@ class ProxAdam(Optimizer):
         exp_avg_sqs: list[Tensor],
         max_exp_avg_sqs: list[Tensor],
         state_steps: list[Tensor],
+        made: state.Made | None = None,
     ) -> None:
         """Fill the lists with the parameters that have a gradient, and with their state.
 
@@ -244,16 +245,17 @@ class ProxAdam(Optimizer):
                 continue
             own = get_state(param)
             if not own:
-                own = self._init_state(param, grad, group)
+                own = self._new_state(param, grad, group)
+                state.put(self.state, param, own, made)
             params_with_grad.append(param)
             grads.append(grad)
             exp_avgs.append(own["exp_avg"])
             exp_avg_sqs.append(own["exp_avg_sq"])
             if amsgrad:
-                max_exp_avg_sqs.append(state.max_exp_avg_sq(own))
+                max_exp_avg_sqs.append(state.max_exp_avg_sq(own, made))
             state_steps.append(own["step"])
 
-    def _init_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def _new_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         check_dense(grad, "the gradient of a parameter")
         check_dense(param, "a parameter with a gradient")
         if group["fused"] and param.is_meta:
@@ -261,9 +263,7 @@ class ProxAdam(Optimizer):
                 "`fused=True` requires all the params to be floating point Tensors of supported"
                 f" devices: {backends.available_backends()[:-1]} but {param.dtype} and meta"
             )
-        own: dict[str, Tensor] = self.state[param]
-        own.update(state.new_state(param, group))
-        return own
+        return state.new_state(param, group)
 
 
 class ProxAdamW(ProxAdam):

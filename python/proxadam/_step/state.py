@@ -7,6 +7,7 @@ with exponents for each block beside the moments, or with a seed, is one more :c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +44,16 @@ class Format:
         wide = state_dtype is not None and goes_with(param.dtype, state_dtype)
         return cls(state_dtype if wide and state_dtype is not None else param.dtype)
 
-    def zeros(self, param: Tensor) -> dict[str, Tensor]:
-        """The moments of a parameter that has not been stepped yet."""
-        return {
-            name: torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
-            for name in MOMENTS
-        }
+    def zeros(self, param: Tensor) -> Tensor:
+        """A moment of a parameter that has not been stepped yet."""
+        return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
 
 
 def new_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state of a parameter before its first step, in torch's order."""
-    return {"step": new_step(param, group)} | Format.of(param, group["state_dtype"]).zeros(param)
+    kept = Format.of(param, group["state_dtype"])
+    names = (*MOMENTS, MAX_EXP_AVG_SQ) if group["amsgrad"] else MOMENTS
+    return {"step": new_step(param, group), **{name: kept.zeros(param) for name in names}}
 
 
 def new_step(param: Tensor, group: Mapping[str, Any], value: float = 0.0) -> Tensor:
@@ -73,8 +73,33 @@ def as_step(param: Tensor, group: Mapping[str, Any], step: Any) -> Tensor:
     return new_step(param, group, float(step))
 
 
-def max_exp_avg_sq(state: dict[str, Tensor]) -> Tensor:
-    """The running maximum; made late, for amsgrad may be switched on in the middle of a run."""
+def max_exp_avg_sq(state: dict[str, Tensor], made: Made | None) -> Tensor:
+    """The running maximum; made late where amsgrad is switched on in the middle of a run."""
     if MAX_EXP_AVG_SQ not in state:
-        state[MAX_EXP_AVG_SQ] = torch.zeros_like(state["exp_avg_sq"])
+        put(state, MAX_EXP_AVG_SQ, torch.zeros_like(state["exp_avg_sq"]), made)
     return state[MAX_EXP_AVG_SQ]
+
+
+class Made(list[tuple[Any, Any]]):
+    """What a step has put into the state, as (mapping, key); a step that raises takes it out."""
+
+    def __enter__(self) -> Made:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        for mapping, key in self if kind is not None else ():
+            step_t = mapping.get(key, {}).get("step") if isinstance(key, Tensor) else None
+            if step_t is None or not step_t.is_cpu or step_t == 0:  # else it was raised behind it
+                mapping.pop(key, None)
+
+
+def made_or_undone() -> AbstractContextManager[Made | None]:
+    """What :func:`put` is to be told, for a ``with``; while torch.compile traces, nothing."""
+    return nullcontext() if torch.compiler.is_compiling() else Made()
+
+
+def put(mapping: Any, key: Any, value: Any, made: Made | None) -> None:
+    """Put what is complete into the state, and note it first."""
+    if made is not None:
+        made.append((mapping, key))
+    mapping[key] = value
