@@ -79,6 +79,7 @@ def test_without_the_kernel_fused_true_is_one_sentence():
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("RuntimeError: `fused=True` cannot be had: the cpu kernel is not built")
     assert "PROXADAM_REQUIRE_NATIVE=1" in last
+    assert "--no-cache-dir --force-reinstall" in last  # pip's cache may have the wheel without it
 
 
 def test_report_without_the_kernel_says_why():
@@ -86,6 +87,42 @@ def test_report_without_the_kernel_says_why():
         WITHOUT_KERNEL + "import runpy; runpy.run_module('proxadam', run_name='__main__')"
     )
     assert "torch ops, because the cpu kernel is not built here" in done.stdout, done.stderr
+
+
+AGAIN = """
+import importlib, sys, torch
+import proxadam as first
+
+def step(package):
+    calls = []
+    dispatch = sys.modules["proxadam._step.dispatch"]
+    admit, dispatch._admit = dispatch._admit, lambda *a: calls.append(1) or admit(*a)
+    param = torch.nn.Parameter(torch.ones(5)); param.grad = torch.zeros(5)
+    optimizer = package.ProxAdam([param], lr=0.1, l1=0.1)
+    optimizer.step()
+    torch.compile(optimizer.step, backend="eager", fullgraph=True)()
+    assert optimizer.state[param]["step"] == 2 and (param == 0).all(), param
+    assert len(calls) == 1 + ("cpu" in package.available_backends()), calls
+    dispatch._admit = admit
+
+step(first)
+before = first.available_backends()
+for name in [name for name in sys.modules if name.split(".")[0] == "proxadam"]:
+    del sys.modules[name]
+import proxadam as second
+assert second.ProxAdam is not first.ProxAdam
+step(second)
+for name in ("_step.compiled", "_step.dispatch", "optimizer"):
+    importlib.reload(sys.modules[f"proxadam.{name}"])
+step(importlib.reload(second))
+assert second.available_backends() == before
+"""
+
+
+def test_the_package_may_be_imported_again():
+    """As notebooks do, and test runners: the op is torch's for the life of the process."""
+    done = _python(AGAIN)
+    assert done.returncode == 0, done.stderr
 
 
 def test_capability_from_the_environment(kernel_module):

@@ -28,12 +28,12 @@ FUNCTIONS = {
     "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
     "is_inference": "_ZN2at6native12is_inferenceERKNS_6TensorE",
 }
-_ADVICE = {
-    "cpu": "reinstall proxadam with a C++17 compiler at hand, and with PROXADAM_REQUIRE_NATIVE=1"
-    " to see what the build says",
-    "cuda": "reinstall proxadam with nvcc at hand, and with PROXADAM_CUDA=ON to see what the build"
-    " says",
+_NEEDED = {
+    "cpu": "a C++17 compiler and PROXADAM_REQUIRE_NATIVE=1",
+    "cuda": "nvcc and PROXADAM_CUDA=ON",
 }
+# Without its cache, for pip hands out a wheel that it has built, whatever it was built with.
+_ADVICE = "`pip install --no-deps --no-cache-dir --force-reinstall` with"
 
 
 def is_built(device_type: str) -> bool:
@@ -63,7 +63,8 @@ def reason_for_fallback(device_type: str) -> str | None:
         return f"there is no ProxAdam kernel for {device_type} tensors"
     module, error = _import(device_type)
     if module is None:
-        return f"the {device_type} kernel is not built here ({error}); {_ADVICE[device_type]}"
+        advice = f"{_ADVICE} {_NEEDED[device_type]} says why"
+        return f"the {device_type} kernel is not built here ({error}); {advice}"
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if exchange is None:
         return f"torch {torch.__version__} has no DLPack exchange table; torch ≥ 2.10 has"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import backends
-from ._step import dispatch, lock, state
+from ._step import dispatch, loading, lock, state
 from ._step.checks import check_dense
 from ._step.group import Group
 from ._step.options import (
@@ -133,7 +133,7 @@ class ProxAdam(Optimizer):
             check_group(group)
             if group["fused"]:
                 _check_kernel_is_there(group["params"])
-        except (RuntimeError, TypeError, ValueError):
+        except Exception:
             self.param_groups.pop()
             raise
         for device in {param.device for param in group["params"]}:
@@ -148,17 +148,22 @@ class ProxAdam(Optimizer):
         where the saved groups lack an option, that too.
 
         Raises:
-            ValueError: groups or tensors that do not fit the parameters, or an option out of range;
-                nothing is loaded then.
+            ValueError: no step could be taken from it: groups, tensors or counts that do not fit,
+                betas without a bias correction, another option out of the constructor's range;
+                nothing is changed then.
         """
-        loaded: dict[str, Any] = {}
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"expected a state dict, got {type(state_dict)}")
+        states: dict[Tensor, dict[str, Tensor]] = {}
 
         def before(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-            loaded.update(state.completed(optimizer, state_dict))
-            return loaded
+            whole, prepared = loading.prepared(optimizer, state_dict)
+            states.update(prepared)
+            return whole
 
         def after(optimizer: Optimizer) -> None:
-            state.restore(optimizer, loaded)
+            for param, own in states.items():
+                optimizer.state[param].update(own)
 
         # Behind the user's hooks that may change what is loaded, before those that look at it.
         hooks = (
@@ -178,8 +183,8 @@ class ProxAdam(Optimizer):
                 group.setdefault(name, value)
             for param in group["params"]:
                 own = self.state.get(param)
-                if own and not isinstance(own["step"], Tensor):
-                    own["step"] = state.new_step(param, group, float(own["step"]))
+                if own:
+                    own["step"] = state.as_step(param, group, own["step"])
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -205,11 +210,11 @@ class ProxAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with lock.held(self):
+        with lock.held(self), state.made_or_undone() as made:
             groups = []
             for group in self.param_groups:
                 lists: _Lists = ([], [], [], [], [], [])
-                self._init_group(group, *lists)
+                self._init_group(group, *lists, made)
                 groups.append(Group(*lists, Options.of(group)))
             grad_scale = getattr(self, "grad_scale", None)
             found_inf = getattr(self, "found_inf", None)
@@ -225,6 +230,7 @@ class ProxAdam(Optimizer):
         exp_avg_sqs: list[Tensor],
         max_exp_avg_sqs: list[Tensor],
         state_steps: list[Tensor],
+        made: state.Made | None = None,
     ) -> None:
         """Fill the lists with the parameters that have a gradient, and with their state.
 
@@ -239,16 +245,17 @@ class ProxAdam(Optimizer):
                 continue
             own = get_state(param)
             if not own:
-                own = self._init_state(param, grad, group)
+                own = self._new_state(param, grad, group)
+                state.put(self.state, param, own, made)
             params_with_grad.append(param)
             grads.append(grad)
             exp_avgs.append(own["exp_avg"])
             exp_avg_sqs.append(own["exp_avg_sq"])
             if amsgrad:
-                max_exp_avg_sqs.append(state.max_exp_avg_sq(own))
+                max_exp_avg_sqs.append(state.max_exp_avg_sq(own, made))
             state_steps.append(own["step"])
 
-    def _init_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def _new_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         check_dense(grad, "the gradient of a parameter")
         check_dense(param, "a parameter with a gradient")
         if group["fused"] and param.is_meta:
@@ -256,9 +263,7 @@ class ProxAdam(Optimizer):
                 "`fused=True` requires all the params to be floating point Tensors of supported"
                 f" devices: {backends.available_backends()[:-1]} but {param.dtype} and meta"
             )
-        own: dict[str, Tensor] = self.state[param]
-        own.update(state.new_state(param, group))
-        return own
+        return state.new_state(param, group)
 
 
 class ProxAdamW(ProxAdam):

@@ -121,10 +121,10 @@ def check_tensors(
             elif name == "grads":
                 _check_grad(param, tensor, f"the gradient of {what}", writes_grads)
             elif name == "state_steps":
-                _check_step(group, param, tensor, f"step of {what}")
+                check_step(group, param, tensor, f"step of {what}")
             else:
-                _check_state(param, tensor, f"{LISTS[name]} of {what}")
-        _check_apart(group, i, writes_grads)
+                check_state(param, tensor, f"{LISTS[name]} of {what}")
+        check_apart(group, i, writes_grads)
 
 
 def why_kernel_cannot(group: Group, index: int, reason: str, slot: str) -> str:
@@ -195,10 +195,11 @@ def _check_grad(param: Tensor, grad: Tensor, what: str, written: bool) -> None:
     if written:
         _check_writable(grad, what)
     else:
-        _check_allocated(grad, what)
+        check_allocated(grad, what)
 
 
-def _check_state(param: Tensor, state: Tensor, what: str) -> None:
+def check_state(param: Tensor, state: Tensor, what: str) -> None:
+    """Raise RuntimeError where a moment does not fit its parameter, or cannot be written."""
     if not isinstance(state, Tensor):
         raise RuntimeError(f"{what} is a {type(state).__name__}, expected a tensor.")
     _check_like(param, state, what)
@@ -210,7 +211,8 @@ def _check_state(param: Tensor, state: Tensor, what: str) -> None:
     _check_writable(state, what)
 
 
-def _check_step(group: Group, param: Tensor, step_t: Tensor, what: str) -> None:
+def check_step(group: Group, param: Tensor, step_t: Tensor, what: str) -> None:
+    """Raise RuntimeError where a count of steps is none, or cannot be written."""
     if not isinstance(step_t, Tensor):
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors;"
@@ -256,15 +258,17 @@ def _check_writable(tensor: Tensor, what: str) -> None:
         raise RuntimeError(_OVERLAP.format(what=what))
     if tensor._is_zerotensor():
         raise RuntimeError(_UNALLOCATED.format(what=what))
-    _check_allocated(tensor, what)
+    check_allocated(tensor, what)
 
 
-def _check_allocated(tensor: Tensor, what: str) -> None:
+def check_allocated(tensor: Tensor, what: str) -> None:
+    """Raise RuntimeError where a tensor reaches beyond its storage, without reading it."""
     if _has_memory(tensor) and tensor.untyped_storage().nbytes() < _bounds(tensor)[1]:
         raise RuntimeError(_UNALLOCATED.format(what=what))
 
 
-def _check_apart(group: Group, index: int, writes_grads: bool) -> None:
+def check_apart(group: Group, index: int, writes_grads: bool) -> None:
+    """Raise RuntimeError where tensors of one parameter share memory."""
     tensors = group.of(index)
     stretches = []
     for name, tensor in tensors.items():

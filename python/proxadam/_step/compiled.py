@@ -8,6 +8,7 @@ lists of tensors to torch's dispatcher and back would cost more than a small ste
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ _SCHEMA = (
     " Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] state_steps, Tensor? grad_scale,"
     f" Tensor? found_inf, str[] plain, {', '.join(f'{t} {n}' for n, t in _OPTIONS.items())}) -> ()"
 )
+
+_run: Any  # what the op does
 
 
 def call_op(group: Group, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
@@ -86,7 +89,11 @@ def _as_tensor(value: float | Tensor, device: torch.device) -> Tensor:
 
 
 def define_op(step: Any) -> None:
-    """Define the op, as one that takes the eager ``step(groups, grad_scale, found_inf)``."""
+    """Define the op, as one that takes the eager ``step(groups, grad_scale, found_inf)``.
+
+    Torch defines an op once in a process. Where this package is imported again, it takes the newer
+    step.
+    """
 
     def run(*arguments: Any) -> None:
         lists, rest = arguments[: len(LISTS)], arguments[len(LISTS) :]
@@ -100,8 +107,14 @@ def define_op(step: Any) -> None:
         group = Group(**dict(zip(LISTS, lists, strict=True)), options=Options(**values))
         step([group], grad_scale, found_inf)
 
+    global _run
+    _run = run
     for name, grads in (("step", "Tensor[]"), ("unscale_and_step", "Tensor(b!)[]")):
+        if hasattr(torch.ops.proxadam, name):
+            continue
         schema = _SCHEMA.format(grads=grads)
         library.define(f"proxadam::{name}", schema, tags=torch.Tag.pt2_compliant_tag)
-        library.impl(f"proxadam::{name}", "CompositeExplicitAutograd")(run)
+        library.impl(f"proxadam::{name}", "CompositeExplicitAutograd")(
+            lambda *arguments: sys.modules[__name__]._run(*arguments)
+        )
         library.register_fake(f"proxadam::{name}")(lambda *_: None)

@@ -1,0 +1,164 @@
+"""What is loaded: made into state as the optimizer keeps it, and held to the checks of a step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import dtensor
+from .checks import check_allocated, check_apart, check_betas, check_state, check_step
+from .group import LISTS, Group
+from .options import IMPLEMENTATION, NUMBERS, Options
+from .state import MAX_EXP_AVG_SQ, MOMENTS, Format, as_step
+
+
+def prepared(
+    optimizer: Optimizer, loaded: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[Tensor, dict[str, Tensor]]]:
+    """A state dict for this optimizer, made from one that another may have saved.
+
+    Args:
+        optimizer: what it is to be loaded into.
+        loaded: a state dict of ProxAdam, or of torch.optim.Adam or AdamW.
+
+    Returns:
+        The same with, in each group, the options that the saved one has not heard of and the
+        implementation that the group has chosen; and the state of each parameter, to be put in
+        again behind torch, which casts float32 moments to 16 bits.
+
+    Raises:
+        ValueError: what was loaded is no state dict, or no step could be taken from it. The message
+            names what is wrong, and nothing has been loaded then.
+    """
+    saved_groups = _groups_of(loaded)
+    # torch reports groups of another number or length itself
+    pairs = list(zip(optimizer.param_groups, saved_groups, strict=False))
+    groups: list[dict[str, Any]] = []
+    states: dict[Tensor, dict[str, Tensor]] = {}
+    entries = dict(loaded["state"])
+    for i, (own, saved) in enumerate(pairs):
+        chosen = {name: own[name] for name in IMPLEMENTATION}
+        group = {name: own[name] for name in optimizer.defaults} | saved | chosen
+        params = dict(zip(saved["params"], own["params"], strict=False))
+        try:
+            made = {
+                index: _state_of(param, group, entries[index], index)
+                for index, param in params.items()
+                if entries.get(index, {}) != {}
+            }
+            _check_steps(group, {index: (params[index], state) for index, state in made.items()})
+        except Exception as error:  # whatever a step would raise
+            raise ValueError(f"nothing was loaded, because of group {i}: {error}") from error
+        groups.append(group)
+        for index, state in made.items():
+            states[params[index]] = state
+            entries[index] = {**entries[index], **state}
+    rest = saved_groups[len(pairs) :]
+    return {**loaded, "state": entries, "param_groups": groups + rest}, states
+
+
+def _groups_of(loaded: Mapping[str, Any]) -> list[Any]:
+    for name, kind in (("state", Mapping), ("param_groups", (list, tuple))):
+        if not isinstance(loaded.get(name), kind):
+            raise ValueError(
+                f"expected a state dict with 'state' and 'param_groups', got {name!r} of the type"
+                f" {type(loaded.get(name)).__name__}; was the file written to its end?"
+            )
+    groups = list(loaded["param_groups"])
+    for i, group in enumerate(groups):
+        params = group.get("params") if isinstance(group, dict) else None
+        listed = isinstance(params, (list, tuple)) and all(isinstance(p, Hashable) for p in params)
+        if not listed:
+            raise ValueError(f"nothing was loaded, because group {i} has no list of 'params'.")
+    return groups
+
+
+def _state_of(
+    param: Tensor, group: Mapping[str, Any], loaded: Any, index: object
+) -> dict[str, Tensor]:
+    """The loaded state of a parameter in the formats and on the devices where it is kept."""
+    for name in ("step", *MOMENTS):
+        if not isinstance(loaded, dict) or name not in loaded:
+            raise ValueError(
+                f"the loaded state of parameter {index} has no {name!r}, expected step, exp_avg"
+                " and exp_avg_sq; was it saved by another kind of optimizer?"
+            )
+    dtype = Format.of(param, group["state_dtype"]).dtype
+    state = {"step": _step_of(param, group, loaded["step"], index)}
+    for name in (*MOMENTS, MAX_EXP_AVG_SQ):
+        if name not in loaded:
+            continue
+        what = f"the loaded {name} of parameter {index}"
+        looked_at = name != MAX_EXP_AVG_SQ or group["amsgrad"]
+        with contextlib.nullcontext() if looked_at else contextlib.suppress(Exception):
+            moment = _readable(loaded[name], param, what)
+            if moment.is_complex() != param.is_complex():
+                raise ValueError(f"{what} has dtype {moment.dtype} and the parameter {param.dtype}")
+            state[name] = moment.to(param.device, dtype)
+    return state
+
+
+def _step_of(param: Tensor, group: Mapping[str, Any], step: Any, index: object) -> Tensor:
+    what = f"the loaded step of parameter {index}"
+    if isinstance(step, Tensor):
+        step = _readable(step, param, what)
+    single = step.numel() == 1 if isinstance(step, Tensor) else not isinstance(step, Iterable)
+    try:
+        step_t = as_step(param, group, step if single else None)
+    except (OverflowError, TypeError):
+        raise ValueError(f"{what} is {type(step)}, expected one number that is a float") from None
+    if group["capturable"] or group["fused"]:
+        return step_t.to(param.device, torch.float32)
+    return step_t.cpu()
+
+
+def _readable(tensor: Any, param: Tensor, what: str) -> Tensor:
+    """The tensor without lazy views, if it is one with data that may be read."""
+    found = ""
+    if not isinstance(tensor, Tensor):
+        found = type(tensor).__name__
+    elif tensor.layout is not torch.strided or tensor.is_nested:
+        found = "nested" if tensor.is_nested else str(tensor.layout)
+    elif tensor._is_zerotensor() or (tensor.is_meta and not param.is_meta):
+        found = "a tensor without data"
+    if found:
+        raise ValueError(f"{what} is {found}, expected a dense tensor")
+    check_allocated(tensor, what)
+    return tensor.resolve_conj().resolve_neg()  # type: ignore[no-any-return]
+
+
+def _check_steps(
+    group: Mapping[str, Any], rows: Mapping[Any, tuple[Tensor, dict[str, Tensor]]]
+) -> None:
+    """Raise what a step of a group, of parameters and state by their indices, would raise."""
+    options = Options.of(group)
+    for name in NUMBERS:
+        if isinstance(getattr(options, name), Tensor):
+            check_allocated(getattr(options, name), name)
+    options.check()
+    if group["params"]:
+        options.check_listwise()
+    for name in ("lr", "eps", "weight_decay"):
+        if not float(getattr(options, name)) >= 0:
+            raise ValueError(f"Invalid {name} value: {getattr(options, name)}, expected ≥ 0")
+    params = [param for param, _ in rows.values()]
+    states = [{MAX_EXP_AVG_SQ: state["exp_avg_sq"], **state} for _, state in rows.values()]
+    lists = {key: [state[name] for state in states] for key, name in list(LISTS.items())[2:]}
+    whole = Group(params, params, **lists, options=options)  # no gradients yet
+    # With a beta of 1 there is no first step either.
+    check_betas(replace(whole, state_steps=[*whole.state_steps, torch.zeros(())]))
+    local = dtensor.to_local(whole)
+    for i, index in enumerate(rows):
+        for name, tensor in local.of(i).items():
+            what = f"the loaded {LISTS[name]} of parameter {index}"
+            if name == "state_steps":
+                check_step(local, local.params[i], tensor, what)
+            elif name not in ("params", "grads"):
+                check_state(local.params[i], tensor, what)
+        check_apart(local, i, writes_grads=False)
