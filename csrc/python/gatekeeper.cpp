@@ -6,7 +6,7 @@
 #include <algorithm>  // for any_of, binary_search, remove_if, stable_sort, unique
 #include <stdexcept>  // for invalid_argument, runtime_error
 #include <string>     // for string, to_string
-#include <utility>    // for move
+#include <utility>    // for exchange, move
 
 #include "../prox_adam.h"  // for has_bias_corrections
 #include "overlap.h"       // for SharedMemory
@@ -159,7 +159,8 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
   Look look;
   TensorTable& table = look.table;
   std::vector<std::size_t> params;  // of each entry, its index in its group
-  shared_memory_.start();
+  SharedMemory shared = std::exchange(last_memory_, {});  // another thread may look meanwhile
+  shared.start();
 
   for (std::size_t g = 0; g < step.groups.size(); ++g) {
     const HeldGroup& held = step.groups[g];
@@ -176,7 +177,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
             PyTuple_GET_ITEM(held.tensors[slot].ptr(), static_cast<Py_ssize_t>(i));
         candidate.viewed[slot] = view(candidate.tensors[slot], candidate.seen[slot]);
         if (candidate.viewed[slot] != Reason::fits) continue;
-        shared_memory_.note(candidate.seen[slot], g, i, slot != kGrads || writes_grads);
+        shared.note(candidate.seen[slot], g, i, slot != kGrads || writes_grads);
       }
       if (!refused.empty() && holds(refused, g, i)) continue;
       TensorEntry entry{};
@@ -191,7 +192,8 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       params.push_back(i);
     }
   }
-  turn_away_shared(shared_memory_.find(), params, look);
+  turn_away_shared(shared.find(), params, look);
+  last_memory_ = std::move(shared);
   if (!refused.empty()) {
     const auto known = [&](const Refusal& r) { return holds(refused, r.group, r.param); };
     look.refusals.erase(std::remove_if(look.refusals.begin(), look.refusals.end(), known),

@@ -118,7 +118,7 @@ class Gatekeeper {
   TensorFacts facts_;
   DLDeviceType device_type_;
   std::vector<bool> devices_;
-  mutable SharedMemory shared_memory_;  // remembers, and is asked with the GIL alone
+  mutable SharedMemory last_memory_;  // what the last look found out
 };
 
 }  // namespace proxadam

@@ -36,8 +36,7 @@ bool any_shared(const std::vector<Extent>& written, const std::vector<Extent>& r
 
 void SharedMemory::start() {
   written_.count = read_.count = 0;
-  written_.same = read_.same = found_;
-  found_ = false;
+  written_.same = read_.same = true;
 }
 
 void SharedMemory::Extents::note(const Extent& e) {
@@ -68,7 +67,6 @@ void SharedMemory::note(const DLTensor& t, std::size_t group, std::size_t param,
 SharedMemory::Owners SharedMemory::find() {
   const bool known = apart_ && written_.all_same() && read_.all_same();
   if (!known) written_.sort(), read_.sort();
-  found_ = true;
   apart_ = known || !any_shared(written_.in_order, read_.in_order);
   if (apart_) return {};
 

@@ -25,7 +25,8 @@ class SharedMemory {
  public:
   using Owners = std::vector<std::pair<std::size_t, std::size_t>>;  // group, param; may repeat
 
-  // A look begins: its tensors are noted, and then asked about.
+  // A look begins: its tensors are noted, and then asked about. If it ends otherwise, this is of no
+  // more use.
   void start();
 
   void note(const DLTensor& t, std::size_t group, std::size_t param, bool written);
@@ -39,7 +40,7 @@ class SharedMemory {
     std::vector<Extent> given;
     std::vector<Extent> in_order;
     std::size_t count = 0;
-    bool same = false;  // as those of the last step, so far
+    bool same = true;  // as those of the last step, so far
 
     void note(const Extent& extent);
     bool all_same() const { return same && count == given.size(); }
@@ -48,8 +49,7 @@ class SharedMemory {
 
   Extents written_;
   Extents read_;
-  bool found_ = false;  // the last step was asked about, so that its lists are in order
-  bool apart_ = false;  // it had nothing that is shared
+  bool apart_ = false;  // the last step had nothing that is shared
 };
 
 }  // namespace proxadam
