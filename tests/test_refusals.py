@@ -73,6 +73,26 @@ def test_freed_storage(any_backend, bystanders, what):
     refused(any_backend, bystanders, victim, FREED[what], UNALLOCATED)
 
 
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("left", [0, 40], ids=["freed", "cut short"])
+@pytest.mark.parametrize("name", ["grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
+def test_a_subclass_beyond_its_storage(any_backend, bystanders, name, left):
+    """torch's own ops read and write beyond it."""
+
+    def spoil(param, state):
+        tensor = (param.grad if name == "grad" else state[name]).clone().as_subclass(Subclass)
+        tensor.untyped_storage().resize_(left)
+        if name == "grad":
+            param.grad = tensor
+        else:
+            state[name] = tensor
+
+    refused(any_backend, bystanders, *weights(SHAPE), spoil, UNALLOCATED)
+
+
 @pytest.mark.parametrize("offset", [1, 1000])
 @pytest.mark.parametrize("freed", ["parameter", "gradient"])
 def test_a_freed_flat_buffer_with_views_into_it(any_backend, bystanders, offset, freed):

@@ -290,11 +290,11 @@ def check_apart(group: Group, index: int, writes_grads: bool) -> None:
 
 def _has_memory(tensor: Tensor) -> bool:
     """Whether the tensor has elements in a storage that can be asked for its address."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter)  # a subclass may have none
-    if not plain or tensor.is_meta or tensor.numel() == 0 or tensor.layout is not torch.strided:
+    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    if wraps or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return not wrapped and not tensor._is_zerotensor()
+    elsewhere = tensor.is_meta or tensor.layout is not torch.strided or tensor._is_zerotensor()
+    return not elsewhere and tensor.numel() > 0
 
 
 def _bounds(tensor: Tensor) -> tuple[int, int]:
