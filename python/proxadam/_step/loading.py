@@ -15,7 +15,7 @@ from . import dtensor
 from .checks import check_allocated, check_apart, check_betas, check_state, check_step
 from .group import LISTS, Group
 from .options import IMPLEMENTATION, NUMBERS, Options
-from .state import MAX_EXP_AVG_SQ, MOMENTS, Format, as_step
+from .state import MAX_EXP_AVG_SQ, MOMENTS, Format, as_step, max_exp_avg_sq
 
 
 def prepared(
@@ -101,6 +101,8 @@ def _state_of(
             if moment.is_complex() != param.is_complex():
                 raise ValueError(f"{what} has dtype {moment.dtype} and the parameter {param.dtype}")
             state[name] = moment.to(param.device, dtype)
+    if group["amsgrad"]:
+        max_exp_avg_sq(state, None)
     return state
 
 
@@ -148,8 +150,9 @@ def _check_steps(
         if not float(getattr(options, name)) >= 0:
             raise ValueError(f"Invalid {name} value: {getattr(options, name)}, expected ≥ 0")
     params = [param for param, _ in rows.values()]
-    states = [{MAX_EXP_AVG_SQ: state["exp_avg_sq"], **state} for _, state in rows.values()]
-    lists = {key: [state[name] for state in states] for key, name in list(LISTS.items())[2:]}
+    states = [state for _, state in rows.values()]
+    names = list(LISTS.items())[2:]
+    lists = {key: [state[name] for state in states if name in state] for key, name in names}
     whole = Group(params, params, **lists, options=options)  # no gradients yet
     # With a beta of 1 there is no first step either.
     check_betas(replace(whole, state_steps=[*whole.state_steps, torch.zeros(())]))
