@@ -89,7 +89,8 @@ class Made(list[tuple[Any, Any]]):
     def __exit__(self, kind: object, *_: object) -> None:
         for mapping, key in self if kind is not None else ():
             step_t = mapping.get(key, {}).get("step") if isinstance(key, Tensor) else None
-            if step_t is None or not step_t.is_cpu or step_t == 0:  # else it was raised behind it
+            # A count above 0 says that the exception came behind the step.
+            if type(step_t) is not Tensor or not step_t.is_cpu or step_t == 0:
                 mapping.pop(key, None)
 
 
