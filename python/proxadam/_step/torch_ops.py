@@ -23,9 +23,9 @@ from ..prox import prox_elastic_net
 from .group import Group
 from .options import TYPES, Options, unread
 
-# Elements of CPU tensors taken at a time: what a dozen elementwise passes touch stays in cache.
-# Measured; with twice as many, the allocator gives temporaries back and pays for them again.
-BLOCK_NUMEL = 1 << 16
+# Elements of CPU tensors taken at a time: what two dozen elementwise passes touch stays in cache.
+# Measured; with fewer, the calls and the threads' meetings at the end of each op weigh more.
+BLOCK_NUMEL = 1 << 18
 
 _ADAMS = [name for name in inspect.signature(adam).parameters if name in TYPES]
 _Row = tuple[Tensor, ...]  # param, grad, exp_avg, exp_avg_sq, with amsgrad its maximum, step
@@ -45,6 +45,8 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
     for rows in kinds.values():
         foreach = _uses_foreach(group.options, rows, traced)
         whole = traced or group.options.differentiable or not rows[0][0].is_cpu
+        if not whole:  # glibc keeps what it is given back up to the largest block it has got back
+            torch.empty(8 * BLOCK_NUMEL)  # never touched
         for together in [rows] if foreach else [[row] for row in rows]:
             for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
                 _update(group.options, block, foreach, traced)
@@ -109,7 +111,9 @@ def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> 
         on_device = traced or options.capturable or options.differentiable
         counts: Any = steps if on_device else [step_t.item() for step_t in steps]
         corrections = [(1 - options.beta2**count) ** 0.5 for count in counts]
-        (_prox_list_ if foreach else _prox_each_)(options, working[0], working[-1], corrections)
+        lists_do = foreach or not (traced or options.differentiable) and all(map(_is_plain, params))
+        prox_ = _prox_list_ if lists_do else _prox_each_
+        prox_(options, working[0], working[-1], corrections)
     for tensors, computed in zip(moments, working[2:], strict=True):
         _write(tensors, computed, foreach)
     if moves and (asked or working[0][0] is not params[0]):
@@ -122,12 +126,26 @@ def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> 
         _write(params, rounded, foreach)
 
 
+def _is_plain(param: Tensor) -> bool:
+    return (
+        type(param) in (Tensor, torch.nn.Parameter)
+        and not param.is_complex()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(param)
+    )
+
+
 def _prox_each_(o: Any, params: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
-    """Replace Adam's results z by their bounded elastic-net prox; d = √v / root + eps."""
+    """Replace Adam's results z by their bounded elastic-net prox; d = √v / root + eps.
+
+    The prox takes d as no less than the least normal number, so that 1 / d is finite.
+    """
     bound = o.max_shrink * o.lr
     for param, second_moment, root in zip(params, second_moments, roots, strict=True):
         z = param.clone() if o.differentiable else param
-        step_size = o.lr if o.euclidean else o.lr / (second_moment.sqrt() / root).add_(o.eps)
+        step_size = o.lr
+        if not o.euclidean:
+            d = (second_moment.sqrt() / root).add_(o.eps)
+            step_size = o.lr / d.clamp_min(torch.finfo(d.dtype).tiny)
         shrunk = prox_elastic_net(z, o.l1, o.l2, step_size)
         if z.is_complex():
             pull = shrunk - z
@@ -138,31 +156,38 @@ def _prox_each_(o: Any, params: list[Tensor], second_moments: list[Tensor], root
 
 
 def _prox_list_(o: Any, zs: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
-    """:func:`_prox_each_` on a list at a time, of real tensors."""
-    divisors: Any = 1 + o.lr * o.l2
+    """:func:`_prox_each_` on a list of plain real tensors, with few passes and little memory."""
+    has_l2 = unread(o.l2) or o.l2 != 0
     if o.euclidean:
+        divisors: Any = 1 + o.lr * o.l2
         clamped = torch._foreach_clamp_max(zs, o.lr * o.l1)
-        clamped = torch._foreach_clamp_min(clamped, -o.lr * o.l1)
+        torch._foreach_clamp_min_(clamped, -o.lr * o.l1)
     else:
         divisors = torch._foreach_sqrt(second_moments)  # they become d, 1 / d and 1 + lr l2 / d
         torch._foreach_div_(divisors, roots)
         torch._foreach_add_(divisors, o.eps)
+        tiny = torch.finfo(zs[0].dtype).tiny
+        if unread(o.eps) or not o.eps >= tiny:
+            torch._foreach_clamp_min_(divisors, tiny)
         torch._foreach_reciprocal_(divisors)
         thresholds = torch._foreach_mul(divisors, o.lr * o.l1)
         clamped = torch._foreach_minimum(zs, thresholds)
         torch._foreach_neg_(thresholds)
         torch._foreach_maximum_(clamped, thresholds)
-        torch._foreach_mul_(divisors, o.lr * o.l2)
-        torch._foreach_add_(divisors, 1)
+        if has_l2:
+            torch._foreach_mul_(divisors, o.lr * o.l2)
+            torch._foreach_add_(divisors, 1)
     shrunk = torch._foreach_sub(zs, clamped)
-    torch._foreach_div_(shrunk, divisors)
+    if has_l2:
+        torch._foreach_div_(shrunk, divisors)
     bound = o.max_shrink * o.lr
     if unread(bound) or bound < math.inf:
-        torch._foreach_maximum_(shrunk, torch._foreach_add(zs, -bound))
+        torch._foreach_maximum_(shrunk, torch._foreach_sub(zs, bound))
         torch._foreach_add_(zs, bound)
-        torch._foreach_minimum_(shrunk, zs)
-    torch._foreach_add_(shrunk, 0.0)  # as in _prox_each_
-    torch._foreach_copy_(zs, shrunk)
+        torch._foreach_minimum_(zs, shrunk)
+    else:
+        torch._foreach_copy_(zs, shrunk)
+    torch._foreach_add_(zs, 0.0)  # as in _prox_each_
 
 
 def _upcast(tensors: list[Tensor]) -> list[Tensor]:
