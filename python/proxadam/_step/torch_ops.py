@@ -25,7 +25,7 @@ from .group import Group
 from .options import TYPES, Options, unread
 
 # Elements of CPU tensors taken at a time: what two dozen elementwise passes touch stays in cache.
-# Measured; with fewer, the calls and the threads' meetings at the end of each op weigh more.
+# Measured; with fewer, calls weigh more, and waiting for all threads at the end of each op.
 BLOCK_NUMEL = 1 << 18
 
 _ADAMS = [name for name in inspect.signature(adam).parameters if name in TYPES]
@@ -47,7 +47,7 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
         foreach = _uses_foreach(group.options, rows, traced)
         for together in [rows] if foreach else [[row] for row in rows]:
             whole = traced or group.options.differentiable or not all(map(_is_plain, together[0]))
-            if not whole:  # malloc keeps the memory of a block once it has been given back more
+            if not whole:  # glibc keeps freed memory for itself up to twice the most freed at once
                 torch.empty(8 * BLOCK_NUMEL)
             for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
                 _update(group.options, block, foreach, whole, traced)
@@ -61,21 +61,20 @@ def rehearse(group: Group, grad_scale: Tensor | None = None) -> None:
 
     That is numbers that may overflow, and subclasses that need not have the ops of a step.
     """
+    devices = {param.device for param in group.params}
+    fallible = {device for device in devices if group.options.may_fail(device)}
     for i, row in enumerate(zip(*group.lists().values(), strict=True)):
-        if group.options.may_fail(row[0].device) or any(map(_has_own_ops, row)):
+        kinds = {*map(type, row)} - {Tensor, Parameter}
+        if row[0].device in fallible or any(map(_has_own_ops, kinds)):
             copies = group.take([i])
             for tensors in copies.lists().values():
                 tensors[:] = [tensor.clone() for tensor in tensors]
             step(copies, grad_scale)
 
 
-def _has_own_ops(tensor: Tensor) -> bool:
-    bases = [c for c in type(tensor).__mro__ if issubclass(c, Tensor) and c is not Tensor]
-    return any(
-        "__torch_function__" in vars(c) or "__torch_dispatch__" in vars(c)
-        for c in bases
-        if c is not Parameter
-    )
+def _has_own_ops(kind: type) -> bool:
+    own = {n for c in kind.__mro__ if c not in Parameter.__mro__ for n in vars(c)}
+    return not own.isdisjoint(("__torch_function__", "__torch_dispatch__"))
 
 
 def _uses_foreach(options: Options, rows: list[_Row], traced: bool) -> bool:
