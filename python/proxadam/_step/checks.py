@@ -33,6 +33,10 @@ _OVERLAP = (
     "unsupported operation: more than one element of the written-to tensor refers to a single"
     " memory location. ProxAdam found this in {what}; please clone() it before the step."
 )
+_LEAF = (
+    "{leaf} Variable that requires grad is being used in an in-place operation. ProxAdam found this"
+    " in {what}; step under torch.no_grad(), or with differentiable=True what is no leaf."
+)
 _CONJUGATE = (
     "{what} is a lazily conjugated view, which cannot be written in place; call its"
     " resolve_conj() before the step."
@@ -96,6 +100,20 @@ def check_capturable(group: Group) -> None:
                 "If capturable=True, params and state_steps must be on supported devices: "
                 f"{devices}."
             )
+
+
+def check_leaves(group: Group) -> None:
+    """Raise where autograd, being on, forbids to write a parameter or its state.
+
+    Raises:
+        RuntimeError: torch's, for a leaf that requires grad, or a view of one.
+    """
+    for i in range(len(group.params)):
+        for name, tensor in group.of(i).items():
+            base = tensor if tensor._base is None else tensor._base
+            if name != "grads" and base.requires_grad and base.is_leaf:
+                what = "a leaf" if base is tensor else "a view of a leaf"
+                raise RuntimeError(_LEAF.format(leaf=what, what=group.name(i)))
 
 
 def check_tensors(

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 
 from .. import backends
 from . import compiled, dtensor, torch_ops
-from .checks import check_betas, check_capturable, check_tensors, why_kernel_cannot
+from .checks import check_betas, check_capturable, check_leaves, check_tensors, why_kernel_cannot
 from .group import Group
 
 # Some parameters of a group, by their indices, and why no kernel takes them: (reason, list) for
@@ -65,6 +65,8 @@ def _step(
     given, groups = groups, [dtensor.to_local(g, writes_grads=writes_grads) for g in groups]
     for group in groups:
         check_betas(group)
+        if native and torch.is_grad_enabled():
+            check_leaves(group)
     asks_host = (not g.options.allows_kernel or _counts_on_host(g) for g in groups)
     if any(asks_host) and _overflowed(found_inf):
         return
@@ -80,6 +82,8 @@ def _step(
             on_torch[-1].options = replace(group.options, foreach=False)  # in list order
     if refused and _overflowed(found_inf):
         return
+    for group in on_torch if native else ():
+        torch_ops.rehearse(group, grad_scale)
     if plans:
         kernel = plans[0][0]
         kernel.launch([plan for _, plan in plans])

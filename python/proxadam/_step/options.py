@@ -96,6 +96,14 @@ class Options:
             return False
         return bool(self.fused) or (self.fused is None and self.foreach is None)
 
+    def may_fail(self, device: torch.device) -> bool:
+        """Whether a number may not fit float32 where torch ops take it, or is somewhere else."""
+        values = [getattr(self, name) for name in NUMBERS]
+        if any(isinstance(v, Tensor) and not v.is_cpu and v.device != device for v in values):
+            return True
+        # Any quotient of two numbers up to 1e18 and 1 − β1^t fits, and any product.
+        return any(not unread(value) and 1e18 < abs(value) < math.inf for value in values)
+
     def check(self) -> None:
         """Raise where an option would lead the step astray.
 
@@ -217,12 +225,15 @@ def _number(name: str, value: Any) -> float | Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        if value.is_complex():
+            raise TypeError(f"Tensor {name} has dtype {value.dtype}, expected a real one.")
         return value.squeeze() if value.ndim else value
-    if isinstance(value, (float, int)):
-        return value
     try:
-        return float(0.0 + value)  # float() alone would read a string
+        number = float(0.0 + value)  # float() alone would read a string
     except TypeError:
         raise TypeError(
             f"{name} is {value!r}, expected a number or a one-element tensor."
         ) from None
+    except OverflowError:
+        raise ValueError(f"Invalid {name} value: an integer that no float can hold") from None
+    return value if isinstance(value, (float, int)) else number

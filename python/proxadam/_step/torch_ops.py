@@ -8,7 +8,6 @@ counts before it can raise, so it is given copies of the counters, and these are
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,16 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn import Parameter
 from torch.optim.adam import adam
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
-from ..prox import prox_elastic_net
+from . import prox_ops
 from .group import Group
 from .options import TYPES, Options, unread
 
-# Elements of CPU tensors taken at a time: what a dozen elementwise passes touch stays in cache.
-# Measured; with twice as many, the allocator gives temporaries back and pays for them again.
-BLOCK_NUMEL = 1 << 16
+# Elements of CPU tensors taken at a time: what two dozen elementwise passes touch stays in cache.
+# Measured; with fewer, calls weigh more, and waiting for all threads at the end of each op.
+BLOCK_NUMEL = 1 << 18
 
 _ADAMS = [name for name in inspect.signature(adam).parameters if name in TYPES]
 _Row = tuple[Tensor, ...]  # param, grad, exp_avg, exp_avg_sq, with amsgrad its maximum, step
@@ -44,13 +45,36 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
         kinds[row[0].device, row[0].dtype, row[2].dtype].append(row)
     for rows in kinds.values():
         foreach = _uses_foreach(group.options, rows, traced)
-        whole = traced or group.options.differentiable or not rows[0][0].is_cpu
         for together in [rows] if foreach else [[row] for row in rows]:
+            whole = traced or group.options.differentiable or not all(map(_is_plain, together[0]))
+            if not whole:  # glibc keeps freed memory for itself up to twice the most freed at once
+                torch.empty(8 * BLOCK_NUMEL)
             for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
-                _update(group.options, block, foreach, traced)
+                _update(group.options, block, foreach, whole, traced)
             if not traced:  # a number would be wrapped into a tensor once for each of them
                 steps = [row[-1] for row in together]
                 torch._foreach_add_(steps, torch.ones((), device=steps[0].device))
+
+
+def rehearse(group: Group, grad_scale: Tensor | None = None) -> None:
+    """Step copies of what torch ops may fail on half-way, so that it raises before all writing.
+
+    That is numbers that may overflow, and subclasses that need not have the ops of a step.
+    """
+    devices = {param.device for param in group.params}
+    fallible = {device for device in devices if group.options.may_fail(device)}
+    for i, row in enumerate(zip(*group.lists().values(), strict=True)):
+        kinds = {*map(type, row)} - {Tensor, Parameter}
+        if row[0].device in fallible or any(map(_has_own_ops, kinds)):
+            copies = group.take([i])
+            for tensors in copies.lists().values():
+                tensors[:] = [tensor.clone() for tensor in tensors]
+            step(copies, grad_scale)
+
+
+def _has_own_ops(kind: type) -> bool:
+    own = {n for c in kind.__mro__ if c not in Parameter.__mro__ for n in vars(c)}
+    return not own.isdisjoint(("__torch_function__", "__torch_dispatch__"))
 
 
 def _uses_foreach(options: Options, rows: list[_Row], traced: bool) -> bool:
@@ -64,6 +88,12 @@ def _uses_foreach(options: Options, rows: list[_Row], traced: bool) -> bool:
         foreach = foreach and (options.capturable or not in_tensors)
     # torch writes no list that has a lazily negated view in it; a compiler cannot be asked.
     return foreach and (traced or not any(tensor.is_neg() for row in rows for tensor in row))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor may be cut, and be written by an op on lists."""
+    odd = tensor.is_complex() or tensor.is_neg() or is_functorch_wrapped_tensor(tensor)
+    return type(tensor) in (Tensor, Parameter) and tensor.is_cpu and not odd
 
 
 def _blocks(rows: list[_Row], limit: int) -> Iterator[list[_Row]]:
@@ -83,7 +113,7 @@ def _blocks(rows: list[_Row], limit: int) -> Iterator[list[_Row]]:
         yield block
 
 
-def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> None:
+def _update(options: Options, rows: list[_Row], foreach: bool, whole: bool, traced: bool) -> None:
     """Adam and the prox on tensors of one kind, all but the counters."""
     params, grads, *moments, steps = map(list, zip(*rows, strict=True))
     asked = unread(options.lr)  # only the device knows whether lr is 0
@@ -106,10 +136,12 @@ def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> 
     adam(*lists, steps, **settings)  # type: ignore[arg-type, call-arg]
 
     if options.has_prox and moves:
-        on_device = traced or options.capturable or options.differentiable
-        counts: Any = steps if on_device else [step_t.item() for step_t in steps]
-        corrections = [(1 - options.beta2**count) ** 0.5 for count in counts]
-        (_prox_list_ if foreach else _prox_each_)(options, working[0], working[-1], corrections)
+        counts: Any = steps
+        if not (traced or options.capturable or options.differentiable):
+            counts = [step_t.item() for step_t in steps]
+        roots = [(1 - options.beta2**count) ** 0.5 for count in counts]
+        prox_ = prox_ops.list_ if foreach or not whole else prox_ops.each_
+        prox_(options, working[0], working[-1], roots)
     for tensors, computed in zip(moments, working[2:], strict=True):
         _write(tensors, computed, foreach)
     if moves and (asked or working[0][0] is not params[0]):
@@ -120,49 +152,6 @@ def _update(options: Options, rows: list[_Row], foreach: bool, traced: bool) -> 
             pairs = zip(params, rounded, strict=True)
             rounded = [torch.where(options.lr == 0, p, r) for p, r in pairs]  # type: ignore[arg-type]
         _write(params, rounded, foreach)
-
-
-def _prox_each_(o: Any, params: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
-    """Replace Adam's results z by their bounded elastic-net prox; d = √v / root + eps."""
-    bound = o.max_shrink * o.lr
-    for param, second_moment, root in zip(params, second_moments, roots, strict=True):
-        z = param.clone() if o.differentiable else param
-        step_size = o.lr if o.euclidean else o.lr / (second_moment.sqrt() / root).add_(o.eps)
-        shrunk = prox_elastic_net(z, o.l1, o.l2, step_size)
-        if z.is_complex():
-            pull = shrunk - z
-            shrunk = torch.where(pull.abs() > bound, z + pull * (bound / pull.abs()), shrunk)
-        elif unread(bound) or bound < math.inf:
-            shrunk = shrunk.clamp(z - bound, z + bound)
-        param.copy_(shrunk.add_(0.0))  # −0.0 + 0.0 = +0.0: under the prox no zero has a sign
-
-
-def _prox_list_(o: Any, zs: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
-    """:func:`_prox_each_` on a list at a time, of real tensors."""
-    divisors: Any = 1 + o.lr * o.l2
-    if o.euclidean:
-        clamped = torch._foreach_clamp_max(zs, o.lr * o.l1)
-        clamped = torch._foreach_clamp_min(clamped, -o.lr * o.l1)
-    else:
-        divisors = torch._foreach_sqrt(second_moments)  # they become d, 1 / d and 1 + lr l2 / d
-        torch._foreach_div_(divisors, roots)
-        torch._foreach_add_(divisors, o.eps)
-        torch._foreach_reciprocal_(divisors)
-        thresholds = torch._foreach_mul(divisors, o.lr * o.l1)
-        clamped = torch._foreach_minimum(zs, thresholds)
-        torch._foreach_neg_(thresholds)
-        torch._foreach_maximum_(clamped, thresholds)
-        torch._foreach_mul_(divisors, o.lr * o.l2)
-        torch._foreach_add_(divisors, 1)
-    shrunk = torch._foreach_sub(zs, clamped)
-    torch._foreach_div_(shrunk, divisors)
-    bound = o.max_shrink * o.lr
-    if unread(bound) or bound < math.inf:
-        torch._foreach_maximum_(shrunk, torch._foreach_add(zs, -bound))
-        torch._foreach_add_(zs, bound)
-        torch._foreach_minimum_(shrunk, zs)
-    torch._foreach_add_(shrunk, 0.0)  # as in _prox_each_
-    torch._foreach_copy_(zs, shrunk)
 
 
 def _upcast(tensors: list[Tensor]) -> list[Tensor]:

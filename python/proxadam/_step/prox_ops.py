@@ -1,0 +1,62 @@
+"""The prox of a step on torch ops: Adam's results are replaced by theirs, within max_shrink."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..prox import prox_elastic_net
+from .options import unread
+
+
+def each_(o: Any, params: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
+    """Replace Adam's results z by their bounded elastic-net prox; d = √v / root + eps.
+
+    The prox takes d as no smaller than the smallest normal number: 1 / d may be multiplied by 0.
+    """
+    bound = o.max_shrink * o.lr
+    for param, second_moment, root in zip(params, second_moments, roots, strict=True):
+        z = param.clone() if o.differentiable else param
+        step_size = o.lr
+        if not o.euclidean:
+            d = (second_moment.sqrt() / root).add_(o.eps)
+            step_size = o.lr / d.clamp_min(torch.finfo(d.dtype).tiny)
+        shrunk = prox_elastic_net(z, o.l1, o.l2, step_size)
+        if z.is_complex():
+            pull = shrunk - z
+            shrunk = torch.where(pull.abs() > bound, z + pull * (bound / pull.abs()), shrunk)
+        elif unread(bound) or bound < math.inf:
+            shrunk = shrunk.clamp(z - bound, z + bound)
+        param.copy_(shrunk.add_(0.0))  # −0.0 + 0.0 = +0.0: under the prox no zero has a sign
+
+
+def list_(o: Any, zs: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
+    """:func:`each_` on a list of real tensors, with few passes and little fresh memory."""
+    high, low, divisors = o.lr * o.l1, -o.lr * o.l1, 1 + o.lr * o.l2
+    if not o.euclidean:
+        divisors = torch._foreach_sqrt(second_moments)  # they become d, 1 / d and 1 + lr l2 / d
+        torch._foreach_div_(divisors, roots)
+        torch._foreach_add_(divisors, o.eps)
+        tiny = torch.finfo(zs[0].dtype).tiny
+        if unread(o.eps) or o.eps < tiny:
+            torch._foreach_clamp_min_(divisors, tiny)
+        torch._foreach_reciprocal_(divisors)
+        high = torch._foreach_mul(divisors, high)
+        low = torch._foreach_neg(high)
+        torch._foreach_mul_(divisors, o.lr * o.l2)
+        torch._foreach_add_(divisors, 1)
+    clamped = torch._foreach_clamp_max(zs, high)
+    torch._foreach_clamp_min_(clamped, low)
+    shrunk = torch._foreach_sub(zs, clamped)
+    torch._foreach_div_(shrunk, divisors)
+    bound = o.max_shrink * o.lr
+    if unread(bound) or bound < math.inf:
+        torch._foreach_maximum_(shrunk, torch._foreach_sub(zs, bound))
+        torch._foreach_add_(zs, bound)
+        torch._foreach_minimum_(zs, shrunk)
+    else:
+        torch._foreach_copy_(zs, shrunk)
+    torch._foreach_add_(zs, 0.0)  # as in each_
