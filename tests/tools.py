@@ -71,8 +71,10 @@ def threads(count):
     """Run torch, and with it the kernel, on so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def params_of(optimizer):
