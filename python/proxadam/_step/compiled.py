@@ -105,7 +105,8 @@ def define_op(step: Any) -> None:
         # While it traces, torch.compile says True of all groups; their counters know.
         values["capturable"] = not any(step_t.is_cpu for step_t in lists[-1])
         group = Group(**dict(zip(LISTS, lists, strict=True)), options=Options(**values))
-        step([group], grad_scale, found_inf)
+        with torch.no_grad():  # whether autograd lets it write was asked where the op was called
+            step([group], grad_scale, found_inf)
 
     global _run
     _run = run

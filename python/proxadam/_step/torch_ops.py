@@ -47,8 +47,8 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
         foreach = _uses_foreach(group.options, rows, traced)
         for together in [rows] if foreach else [[row] for row in rows]:
             whole = traced or group.options.differentiable or not all(map(_is_plain, together[0]))
-            if not whole:  # glibc keeps freed memory for itself up to twice the most freed at once
-                torch.empty(8 * BLOCK_NUMEL)
+            if not whole and (foreach or together[0][0].numel() > BLOCK_NUMEL):
+                torch.empty(8 * BLOCK_NUMEL)  # glibc keeps as much as was ever freed at once
             for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
                 _update(group.options, block, foreach, whole, traced)
             if not traced:  # a number would be wrapped into a tensor once for each of them
