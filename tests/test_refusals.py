@@ -205,6 +205,7 @@ MISFITS = {
         for change, value in {
             "of two elements": torch.ones(2),
             "of integers": torch.tensor(1),
+            "sparse": torch.tensor(1.0).to_sparse(),
             "a number": 1.0,
             "on another device": torch.tensor(1.0, device="meta"),
             "negative": torch.tensor(-1.0),
@@ -464,3 +465,15 @@ def test_a_differentiable_step_of_a_leaf():
     kind, text = refused_unchanged(optimizer)
     assert kind is RuntimeError
     assert text.startswith("a leaf Variable that requires grad is being used in an in-place")
+
+
+def test_lists_that_autograd_is_to_see():
+    first, second = weights((3,), (3,))
+    groups = [
+        {"params": [first], "foreach": False},
+        {"params": [second], "foreach": True, "differentiable": True},
+    ]
+    before = first.detach().clone()
+    error = error_of(ProxAdam(groups).step)
+    assert error == (AssertionError, "_foreach ops don't support autograd")
+    assert_same_bits(first.detach(), before)

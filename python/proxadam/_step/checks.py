@@ -236,6 +236,7 @@ def check_step(group: Group, param: Tensor, step_t: Tensor, what: str) -> None:
             "API has changed, `state_steps` argument must contain a list of singleton tensors;"
             f" {what} is a {type(step_t).__name__}."
         )
+    check_dense(step_t, what)
     if step_t.numel() != 1 or not step_t.is_floating_point():
         raise RuntimeError(
             f"{what} must be a floating point tensor of one element, got {step_t.dtype} of shape"

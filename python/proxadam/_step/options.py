@@ -123,7 +123,9 @@ class Options:
                 check(name, getattr(self, name))
 
     def check_listwise(self) -> None:
-        """Raise torch's errors for tensors in the place of numbers where torch takes lists."""
+        """Raise torch's errors for what it does not take where it takes lists."""
+        if self.foreach and self.differentiable:
+            raise AssertionError("_foreach ops don't support autograd")
         if not self.foreach or self.capturable:
             return
         if isinstance(self.lr, Tensor):

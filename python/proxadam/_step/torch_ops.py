@@ -40,20 +40,22 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
         scale, grads = grad_scale.squeeze(), _upcast(group.grads)
         lists["grads"] = [grad / scale.to(grad.device, non_blocking=True) for grad in grads]
         _write(group.grads, lists["grads"], foreach=False)
-    kinds = defaultdict(list)  # what may go through one list: same device and dtypes
-    for row in zip(*lists.values(), strict=True):
-        kinds[row[0].device, row[0].dtype, row[2].dtype].append(row)
-    for rows in kinds.values():
-        foreach = _uses_foreach(group.options, rows, traced)
-        for together in [rows] if foreach else [[row] for row in rows]:
-            whole = traced or group.options.differentiable or not all(map(_is_plain, together[0]))
-            if not whole and (foreach or together[0][0].numel() > BLOCK_NUMEL):
-                torch.empty(8 * BLOCK_NUMEL)  # glibc keeps as much as was ever freed at once
-            for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
-                _update(group.options, block, foreach, whole, traced)
-            if not traced:  # a number would be wrapped into a tensor once for each of them
-                steps = [row[-1] for row in together]
-                torch._foreach_add_(steps, torch.ones((), device=steps[0].device))
+    rows: list[_Row] = list(zip(*lists.values(), strict=True))
+    kinds = defaultdict(list)
+    for row in rows:
+        kinds[_kind(row)].append(row)
+    listed = {k for k, alike in kinds.items() if _uses_foreach(group.options, alike, traced)}
+    # The others in list order: they may share memory.
+    for together in [*(kinds[k] for k in listed), *([r] for r in rows if _kind(r) not in listed)]:
+        foreach = _kind(together[0]) in listed
+        whole = traced or group.options.differentiable or not all(map(_is_plain, together[0]))
+        if not whole and (foreach or together[0][0].numel() > BLOCK_NUMEL):
+            torch.empty(8 * BLOCK_NUMEL)  # glibc keeps as much as was ever freed at once
+        for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
+            _update(group.options, block, foreach, whole, traced)
+        if not traced:  # a number would be wrapped into a tensor once for each of them
+            steps = [row[-1] for row in together]
+            torch._foreach_add_(steps, torch.ones((), device=steps[0].device))
 
 
 def rehearse(group: Group, grad_scale: Tensor | None = None) -> None:
@@ -72,6 +74,11 @@ def rehearse(group: Group, grad_scale: Tensor | None = None) -> None:
             step(copies, grad_scale)
 
 
+def _kind(row: _Row) -> tuple[Any, ...]:
+    """What rows have in common that may go through one list."""
+    return row[0].device, row[0].dtype, row[2].dtype
+
+
 def _has_own_ops(kind: type) -> bool:
     own = {n for c in kind.__mro__ if c not in Parameter.__mro__ for n in vars(c)}
     return not own.isdisjoint(("__torch_function__", "__torch_dispatch__"))
@@ -86,6 +93,8 @@ def _uses_foreach(options: Options, rows: list[_Row], traced: bool) -> bool:
         _, foreach = _default_to_fused_or_foreach(params, options.differentiable, use_fused=False)
         in_tensors = any(isinstance(v, Tensor) for v in (options.lr, options.beta1, options.beta2))
         foreach = foreach and (options.capturable or not in_tensors)
+        written = [id(tensor) for param, _, *state in rows for tensor in (param, *state)]
+        foreach = foreach and len(written) == len({*written})
     # torch writes no list that has a lazily negated view in it; a compiler cannot be asked.
     return foreach and (traced or not any(tensor.is_neg() for row in rows for tensor in row))
 
@@ -165,4 +174,4 @@ def _write(tensors: list[Tensor], values: list[Tensor], foreach: bool) -> None:
         return
     for tensor, value in zip(tensors, values, strict=True):
         if tensor is not value:
-            tensor.copy_(value)
+            tensor.copy_(value.to(tensor.dtype))  # torch's cast into a negated view loses the sign
