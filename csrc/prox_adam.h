@@ -193,13 +193,11 @@ PROXADAM_INLINE void prox_adam_update(const StepConstants<opmath_t>& c, opmath_t
     param = param - c.step_size * exp_avg / denom;
     return;
   }
-  // A multiplication each, where Adam alone divides. 1 / d overflows for the smallest d, so it is
-  // taken of 2^64 d there; what that scales is then as it would be, for powers of 2 are exact. The
-  // prox takes d as no smaller than the smallest normal number, that it may multiply 1 / d by 0.
-  const opmath_t scale = denom < smallest_normal(denom) ? opmath_t(18446744073709551616.0) : 1;
-  const opmath_t inv_denom = 1 / (denom * scale);
-  const opmath_t z = param - c.step_size * exp_avg * inv_denom * scale;
-  const opmath_t w = prox<update>(c, z, at_most(inv_denom * scale, 1 / smallest_normal(denom)));
+  // A multiplication each, where Adam alone divides. 1 / d overflows for the smallest d; it is taken
+  // as no greater than that of the smallest normal number, that 0 times it is 0.
+  const opmath_t inv_denom = at_most(1 / denom, 1 / smallest_normal(denom));
+  const opmath_t z = param - c.step_size * exp_avg * inv_denom;
+  const opmath_t w = prox<update>(c, z, inv_denom);
   param = clamp(w, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
 }
 
