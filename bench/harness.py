@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import random
@@ -59,7 +60,7 @@ def device_clock(calls: int) -> Callable[[Arm], float]:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def clock(arm: Arm) -> float:
-        pause = 3 * calls * host_clock(arm) + 1e-4
+        pause = 1.5 * calls * host_clock(arm) + 1e-4
         torch.cuda.synchronize()
         torch.cuda._sleep(int(pause * 2e9))  # cycles, at no more than 2 GHz
         begin.record()
@@ -78,11 +79,18 @@ def interleave(
     warmup: int,
     label: str,
     clock: Callable[[Arm], float] = host_clock,
+    budget: float = math.inf,
 ) -> Times:
-    """Time every arm once a round, in random order: what ran before fills the caches."""
+    """Time every arm once a round, in random order: what ran before fills the caches.
+
+    After ``budget`` seconds no round is begun, if five have been counted.
+    """
+    end = time.perf_counter() + budget
     order = random.Random(0)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for i in tqdm(range(warmup + rounds), desc=label, leave=False, disable=None):
+        if i >= warmup + 5 and time.perf_counter() > end:
+            break
         for name in order.sample(list(arms), len(arms)):
             elapsed = clock(arms[name])
             if i >= warmup:

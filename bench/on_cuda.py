@@ -8,6 +8,7 @@ large ones take 17 GB, many times the L2 cache; the ceiling is a copy of 4 GB in
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch.optim import AdamW
@@ -17,6 +18,7 @@ from harness import Arm, Times, device_clock, host_clock, interleave
 from proxadam import ProxAdamW
 
 _COPIED = 4 << 30  # bytes
+_SECONDS = 12  # for the rounds of a case
 LLAMA_7B = [(32000, 4096)] * 2 + [(4096,)] + 32 * [
     *[(4096, 4096)] * 4, *[(11008, 4096)] * 2, (4096, 11008), *[(4096,)] * 2,
 ]  # fmt: skip
@@ -52,16 +54,22 @@ def goals() -> list[Goal]:
     """What the full list is held to."""
     one = "1x1Gi"
     shrink = " + softshrink"
-    lists = ["1x100Ki fp32", "16x64Ki fp32", "16x64Ki bf16", "4x1Mi fp32", "8x1Mi fp32"]
+    lists = {
+        "1x100Ki fp32": 3,
+        "16x64Ki fp32": 3,
+        "16x64Ki bf16": 3,
+        "4x1Mi fp32": 1.3,
+        "8x1Mi fp32": 1.0,  # memory is the limit: 1.1 if torch's step waited for nothing else
+    }
     return [
-        Goal(f"{one} fp32", "ours", "copy", 0.90, bytes_=True),
-        Goal(f"{one} fp32", "ours", "torch fused", 0.98),
+        Goal(f"{one} fp32", "ours", "copy", 0.95, bytes_=True),
+        Goal(f"{one} fp32", "ours", "torch fused", 1.05),
         Goal(f"{one} fp32", "ours", "torch fused" + shrink, 1.20),
         Goal(f"{one} fp32", "ours", "torch foreach" + shrink, 2.8),
-        Goal(f"{one} bf16", "ours", "torch fused", 1.0),
+        Goal(f"{one} bf16", "ours", "torch fused", 1.15),
         Goal(f"{one} bf16, fp32 state", "ours", "copy", 0.88, bytes_=True),
-        *(Goal(case, "ours", "torch fused", 1.3) for case in lists),
-        *(Goal(f"1000x{n}Ki fp32", "ours", "torch fused", 2) for n in (1, 4)),
+        *(Goal(case, "ours", "torch fused", least) for case, least in lists.items()),
+        *(Goal(f"1000x{n}Ki fp32", "ours", "torch fused", 4) for n in (1, 4)),
         Goal(f"{one} fp32", "ours", "ours, l1=l2=0", 1 / 1.03),
         Goal(f"{one} fp32", "ours, captured", "ours", 1 / 1.03),
     ]
@@ -80,7 +88,8 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
     if not case.wide:  # torch keeps the moments in the parameter's dtype
         fused = tensors.optimizer(AdamW, fused=True).step
         found["torch fused"] = fused
-        found["torch fused + softshrink"] = lambda: (fused(), tensors.softshrink())
+        if case.host or len(case.shapes) < 1000:  # more launches than a GPU queues up
+            found["torch fused + softshrink"] = lambda: (fused(), tensors.softshrink())
     if case.slow:
         foreach = tensors.optimizer(AdamW, foreach=True).step
         found["torch foreach"] = foreach
@@ -115,6 +124,7 @@ def bytes_moved(case: Case, arm: str) -> int:
 
 def measure(case: Case, tensors: Tensors, rounds: int) -> Times:
     """Seconds of each arm's calls, on the device or on the host."""
-    rounds = rounds or max(30, min(200, int(1e9 / (case.numel + 1e6))))
     clock = host_clock if case.host else device_clock(calls=2 if case.numel > 1e8 else 10)
-    return interleave(arms(case, tensors), rounds, warmup=10, label=case.label, clock=clock)
+    return interleave(
+        arms(case, tensors), rounds or 200, 5, case.label, clock, math.inf if rounds else _SECONDS
+    )

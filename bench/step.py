@@ -183,28 +183,29 @@ def main() -> None:
     if reason:
         print(f"'ours' runs on torch ops: {reason}\n")
 
-    results, verdicts = [], []
+    results: list[dict[str, object]] = []
+    verdicts: list[dict[str, object]] = []
+    about |= {"command": " ".join(sys.argv)}
     chosen = on_cuda if args.device == "cuda" else on_cpu
+    goals = [] if args.small else chosen.goals()
     for case in chosen.cases(args.small):
         if args.only not in case.label:
             continue
         verify(case)
-        tensors = Tensors(case)
-        times = chosen.measure(case, tensors, args.rounds)
-        print(table(case, times), "\n", flush=True)
+        times = chosen.measure(case, Tensors(case), args.rounds)
+        print(table(case, times), flush=True)
         results.append(as_json(case, times))
-        goals = [] if args.small else chosen.goals()
-        verdicts += [judge(goal, case, times) for goal in goals if goal.case == case.label]
-    for verdict in verdicts:
-        met = "met   " if verdict["met"] else "MISSED"
-        doubt = " (within the noise)" if verdict["within_the_noise"] else ""
-        print(f"{met} {verdict['goal']} ≥ {verdict['least']:g}: {verdict['got']:.3f}{doubt}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        about |= {"command": " ".join(sys.argv)}
-        args.json.write_text(
-            json.dumps({"machine": about, "goals": verdicts, "cases": results}, indent=1)
-        )
+        judged = [judge(goal, case, times) for goal in goals if goal.case == case.label]
+        verdicts += judged
+        for verdict in judged:
+            met = "met   " if verdict["met"] else "MISSED"
+            doubt = " (within the noise)" if verdict["within_the_noise"] else ""
+            print(f"{met} {verdict['goal']} ≥ {verdict['least']:g}: {verdict['got']:.3f}{doubt}")
+        print(flush=True)
+        if args.json:  # after every case: a run that is cut short tells what it has measured
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            found = {"machine": about, "goals": verdicts, "cases": results}
+            args.json.write_text(json.dumps(found, indent=1))
     if args.check and not all(verdict["met"] for verdict in verdicts):
         sys.exit(1)
 

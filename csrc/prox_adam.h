@@ -7,6 +7,9 @@
 // No multiply is fused with an add (the build says -ffp-contract=off): a result then depends on no
 // instruction set, no vector width and no position in a tensor. Of this the 16-bit kernels on
 // CUDA are an exception, whose build says so.
+//
+// Roots and divisions are asked of a `Math`, which is Exact unless a kernel brings another: one that
+// is as exact where it can be, and tells where it was not.
 
 #pragma once
 
@@ -19,10 +22,11 @@ namespace proxadam {
 
 // What becomes of the parameter, X(name, prox): nothing where lr = 0, Adam's result, or a prox of
 // it. A prox is a line here, a function below, and a place in update_of().
-#define PROXADAM_UPDATES(X)         \
-  X(Frozen, no_prox)                \
-  X(Adam, no_prox)                  \
-  X(Adaptive, adaptive_elastic_net) \
+#define PROXADAM_UPDATES(X)               \
+  X(Frozen, no_prox)                      \
+  X(Adam, no_prox)                        \
+  X(AdaptiveL1, adaptive_soft_threshold)  \
+  X(Adaptive, adaptive_elastic_net)       \
   X(Euclidean, euclidean_elastic_net)
 
 #define PROXADAM_ENUMERATOR(name, prox) k##name,
@@ -32,7 +36,8 @@ enum class Update { PROXADAM_UPDATES(PROXADAM_ENUMERATOR) };
 PROXADAM_INLINE Update update_of(const Options& o) {
   if (o.lr.value == 0) return Update::kFrozen;
   if (o.l1.value == 0 && o.l2.value == 0) return Update::kAdam;
-  return o.euclidean ? Update::kEuclidean : Update::kAdaptive;
+  if (o.euclidean) return Update::kEuclidean;
+  return o.l2.value == 0 ? Update::kAdaptiveL1 : Update::kAdaptive;
 }
 
 // ---- constants --------------------------------------------------------------------------------
@@ -86,28 +91,59 @@ PROXADAM_INLINE StepConstants<opmath_t> step_constants(const Options& o, double 
   return c;
 }
 
-// ---- Adam -------------------------------------------------------------------------------------
+// ---- roots, divisions and comparisons ---------------------------------------------------------
 
-PROXADAM_INLINE float square_root(float x) { return sqrtf(x); }
-PROXADAM_INLINE double square_root(double x) { return sqrt(x); }
+// IEEE's, to the last bit, for every number.
+struct Exact {};
 
 PROXADAM_INLINE constexpr float smallest_normal(float) { return FLT_MIN; }
 PROXADAM_INLINE constexpr double smallest_normal(double) { return DBL_MIN; }
 
+PROXADAM_INLINE float square_root(Exact&, float x) { return sqrtf(x); }
+PROXADAM_INLINE double square_root(Exact&, double x) { return sqrt(x); }
+
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t quotient(Exact&, opmath_t a, opmath_t b) {
+  return a / b;
+}
+
+// 1 / d overflows for the smallest d; it is taken as no greater than that of the smallest normal
+// number, that 0 times it is 0.
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t reciprocal(Exact&, opmath_t d) {
+  const opmath_t inverse = 1 / d;
+  const opmath_t largest = 1 / smallest_normal(d);
+  return inverse > largest ? largest : inverse;
+}
+
+// A NaN in the first argument comes out again.
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t clamp(Exact&, opmath_t x, opmath_t low, opmath_t high) {
+  const opmath_t above = x < low ? low : x;
+  return above > high ? high : above;
+}
+
+// A last look at what became of a parameter.
+template <typename opmath_t>
+PROXADAM_INLINE void inspect(Exact&, opmath_t) {}
+
+// ---- Adam -------------------------------------------------------------------------------------
+
 // Replaces the moments by their new values, and returns d, the denominator of Adam's step and its
 // metric. `grad` is already divided by the gradient scale.
-template <bool amsgrad, typename opmath_t>
-PROXADAM_INLINE opmath_t update_moments(const StepConstants<opmath_t>& c, opmath_t grad,
+template <bool amsgrad, typename Math, typename opmath_t>
+PROXADAM_INLINE opmath_t update_moments(Math& math, const StepConstants<opmath_t>& c, opmath_t grad,
                                         opmath_t param, opmath_t& exp_avg, opmath_t& exp_avg_sq,
                                         opmath_t& max_exp_avg_sq) {
   // coupled decay; AdamW's is the parameter's own
   grad = c.grad_sign * grad;
   grad = c.coupled_decay != 0 ? grad + c.coupled_decay * param : grad;
 
-  // the lerp as ATen has it, exact at both of its ends
+  // the lerp as ATen has it, exact at both of its ends: from the nearer one
+  const bool near = c.lerp_weight < opmath_t(0.5);
+  const opmath_t weight = near ? c.lerp_weight : c.lerp_weight - 1;
   const opmath_t diff = grad - exp_avg;
-  exp_avg = c.lerp_weight < opmath_t(0.5) ? exp_avg + c.lerp_weight * diff
-                                          : grad - diff * (1 - c.lerp_weight);
+  exp_avg = (near ? exp_avg : grad) + weight * diff;
   exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * grad * grad;
   opmath_t second_moment = exp_avg_sq;
   if (amsgrad) {
@@ -117,55 +153,52 @@ PROXADAM_INLINE opmath_t update_moments(const StepConstants<opmath_t>& c, opmath
                          : exp_avg_sq;
     second_moment = max_exp_avg_sq;
   }
-  return square_root(second_moment) * c.inv_bias_correction2_sqrt + c.eps;
+  return square_root(math, second_moment) * c.inv_bias_correction2_sqrt + c.eps;
 }
 
 // ---- proxes -----------------------------------------------------------------------------------
 //
-// Each takes Adam's result z and 1 / d. Comparisons are written so that a NaN in the first argument
-// comes out again.
-
-template <typename opmath_t>
-PROXADAM_INLINE opmath_t at_most(opmath_t x, opmath_t high) {
-  return x > high ? high : x;
-}
-
-template <typename opmath_t>
-PROXADAM_INLINE opmath_t clamp(opmath_t x, opmath_t low, opmath_t high) {
-  return at_most(x < low ? low : x, high);
-}
+// Each takes Adam's result z and 1 / d.
 
 // argmin_y ½ (y − x)² + threshold · |y|. Zeros made here are +0.0.
-template <typename opmath_t>
-PROXADAM_INLINE opmath_t soft_threshold(opmath_t x, opmath_t threshold) {
-  return x - clamp(x, -threshold, threshold);
+template <typename Math, typename opmath_t>
+PROXADAM_INLINE opmath_t soft_threshold(Math& math, opmath_t x, opmath_t threshold) {
+  return x - clamp(math, x, -threshold, threshold);
 }
 
-template <typename opmath_t>
-PROXADAM_INLINE opmath_t no_prox(const StepConstants<opmath_t>&, opmath_t z, opmath_t) {
+template <typename Math, typename opmath_t>
+PROXADAM_INLINE opmath_t no_prox(Math&, const StepConstants<opmath_t>&, opmath_t z, opmath_t) {
   return z;
 }
 
+// argmin_y d (y − z)² / (2 lr) + l1 |y|
+template <typename Math, typename opmath_t>
+PROXADAM_INLINE opmath_t adaptive_soft_threshold(Math& math, const StepConstants<opmath_t>& c,
+                                                 opmath_t z, opmath_t inv_denom) {
+  return soft_threshold(math, z, c.lr_l1 * inv_denom);
+}
+
 // argmin_y d (y − z)² / (2 lr) + l1 |y| + l2 y² / 2
-template <typename opmath_t>
-PROXADAM_INLINE opmath_t adaptive_elastic_net(const StepConstants<opmath_t>& c, opmath_t z,
-                                              opmath_t inv_denom) {
-  return soft_threshold(z, c.lr_l1 * inv_denom) / (1 + c.lr_l2 * inv_denom);
+template <typename Math, typename opmath_t>
+PROXADAM_INLINE opmath_t adaptive_elastic_net(Math& math, const StepConstants<opmath_t>& c,
+                                              opmath_t z, opmath_t inv_denom) {
+  return quotient(math, soft_threshold(math, z, c.lr_l1 * inv_denom), 1 + c.lr_l2 * inv_denom);
 }
 
 // The same with d = 1.
-template <typename opmath_t>
-PROXADAM_INLINE opmath_t euclidean_elastic_net(const StepConstants<opmath_t>& c, opmath_t z,
-                                               opmath_t) {
-  return soft_threshold(z, c.lr_l1) / (1 + c.lr_l2);
+template <typename Math, typename opmath_t>
+PROXADAM_INLINE opmath_t euclidean_elastic_net(Math& math, const StepConstants<opmath_t>& c,
+                                               opmath_t z, opmath_t) {
+  return quotient(math, soft_threshold(math, z, c.lr_l1), 1 + c.lr_l2);
 }
 
-template <Update update, typename opmath_t>
-PROXADAM_INLINE opmath_t prox(const StepConstants<opmath_t>& c, opmath_t z, opmath_t inv_denom) {
+template <Update update, typename Math, typename opmath_t>
+PROXADAM_INLINE opmath_t prox(Math& math, const StepConstants<opmath_t>& c, opmath_t z,
+                              opmath_t inv_denom) {
   switch (update) {
 #define PROXADAM_PROX(name, function) \
   case Update::k##name:               \
-    return function(c, z, inv_denom);
+    return function(math, c, z, inv_denom);
     PROXADAM_UPDATES(PROXADAM_PROX)
 #undef PROXADAM_PROX
   }
@@ -181,24 +214,24 @@ PROXADAM_INLINE constexpr bool has_prox(Update update) {
 
 // One element's step, in opmath precision: param, exp_avg, exp_avg_sq (and max_exp_avg_sq with
 // amsgrad) are replaced by their new values.
-template <Update update, bool amsgrad, typename opmath_t>
-PROXADAM_INLINE void prox_adam_update(const StepConstants<opmath_t>& c, opmath_t grad,
+template <Update update, bool amsgrad, typename Math, typename opmath_t>
+PROXADAM_INLINE void prox_adam_update(Math& math, const StepConstants<opmath_t>& c, opmath_t grad,
                                       opmath_t& param, opmath_t& exp_avg, opmath_t& exp_avg_sq,
                                       opmath_t& max_exp_avg_sq) {
   const opmath_t denom =
-      update_moments<amsgrad>(c, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
+      update_moments<amsgrad>(math, c, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
   if (update == Update::kFrozen) return;
   param = c.decay_factor * param;
-  if (!has_prox(update)) {
-    param = param - c.step_size * exp_avg / denom;
-    return;
+  if (has_prox(update)) {
+    // A multiplication each, where Adam alone divides.
+    const opmath_t inv_denom = reciprocal(math, denom);
+    const opmath_t z = param - c.step_size * exp_avg * inv_denom;
+    const opmath_t w = prox<update>(math, c, z, inv_denom);
+    param = clamp(math, w, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
+  } else {
+    param = param - quotient(math, c.step_size * exp_avg, denom);
   }
-  // A multiplication each, where Adam alone divides. 1 / d overflows for the smallest d; it is taken
-  // as no greater than that of the smallest normal number, that 0 times it is 0.
-  const opmath_t inv_denom = at_most(1 / denom, 1 / smallest_normal(denom));
-  const opmath_t z = param - c.step_size * exp_avg * inv_denom;
-  const opmath_t w = prox<update>(c, z, inv_denom);
-  param = clamp(w, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
+  inspect(math, param);
 }
 
 }  // namespace proxadam

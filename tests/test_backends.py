@@ -13,7 +13,7 @@ from torch.nn import Parameter
 import proxadam
 from proxadam import ProxAdam, __main__, available_backends, backends, is_built
 
-WITHOUT_KERNEL = "import sys; sys.modules['proxadam._cpu'] = None\n"
+WITHOUT_KERNEL = "import sys; sys.modules['proxadam._cpu'] = sys.modules['proxadam._cuda'] = None\n"
 
 
 def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

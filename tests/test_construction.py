@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from proxadam import backends
-from tools import each_class, each_twin, error_of
+from proxadam import ProxAdam, backends
+from tools import each_class, each_twin, error_of, weights
 
 OWN_DEFAULTS = {
     "l1": 0.0,
@@ -236,6 +236,24 @@ def test_good_prox_options_reach_the_group_and_step(cls, backend, options):
     optimizer.step()
     assert (weight < 1).all()
     assert all(optimizer.param_groups[0][name] is value for name, value in options.items())
+
+
+def test_kernels_that_do_not_load(monkeypatch):
+    """An error of CUDA's is no reason not to build an optimizer, unless the kernel is demanded."""
+
+    class Kernel:
+        def load(self, index):
+            raise RuntimeError(f"CUDA could not load the ProxAdam kernels on {index}")
+
+    monkeypatch.setattr(backends, "kernel", lambda device_type: Kernel())  # noqa: ARG005
+    told = backends.load(torch.device("cuda", 3))
+    assert told == "CUDA could not load the ProxAdam kernels on 3"
+    monkeypatch.setattr(backends, "load", lambda device: told)  # noqa: ARG005
+    optimizer = ProxAdam(weights((3,)))
+    text = f"`fused=True` cannot be had: {told}; fused=None takes torch ops."
+    group = {"params": weights((3,)), "fused": True}
+    assert error_of(optimizer.add_param_group, group) == (RuntimeError, text)
+    assert len(optimizer.param_groups) == 1
 
 
 # ---- rules of torch's base class --------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,11 +27,12 @@ def main_kernels(kernels):
     return {key: code for key, code in kernels.items() if "prox_adam_kernel" in key[1]}
 
 
-def test_machine_code_for_each_architecture_and_ptx_for_those_to_come():
+def test_machine_code_for_each_architecture_and_ptx_for_those_between_and_to_come():
     real = set(re.findall(r"sm_(\d+)\.cubin", cuobjdump("--list-elf")))
     ptx = set(re.findall(r"sm_(\d+)\.ptx", cuobjdump("--list-ptx")))
-    assert real >= {"80", "90"}
-    assert ptx == {max(real, key=int)}
+    wanted = os.environ.get("PROXADAM_CUDA_ARCHITECTURES") or "80;90"
+    assert real >= set(wanted.split(";"))
+    assert ptx == {min(real, key=int), max(real, key=int)}
 
 
 def test_every_kernel_is_there_for_every_architecture(kernels):
@@ -53,14 +55,22 @@ def test_no_register_is_spilled(kernels):
 
 
 def test_every_main_loop_moves_16_bytes_at_a_time(kernels):
-    """A loop for each of the four updates: it reads four buffers or more and writes three."""
+    """A loop for each of the five updates: it reads four buffers or more and writes two or three.
+
+    Beside float32 moments a thread moves 8 bytes of a 16-bit parameter, for both are then read and
+    written in whole lines.
+    """
     for key, code in main_kernels(kernels).items():
         found = loops(code)
-        assert len(found) == 4, key
+        assert len(found) == 5, key
+        beside_float32 = re.search(r"float16E?fLb", key[1])
+        allowed = r"(LDG|STG)\.E\.(64|128)" if beside_float32 else r"(LDG|STG)\.E\.128"
         for body in found:
-            assert sum("LDG.E.128" in text for text in body) >= 4, key
-            assert sum("STG.E.128" in text for text in body) >= 3, key
-            assert not any(re.search(r"\b(LDG|STG)\.E(\.64|\.U16)?\b(?!\.128)", t) for t in body)
+            moves = [text for text in body if re.search(r"\b(LDG|STG)\.", text)]
+            assert all(re.search(allowed, text) for text in moves), key
+            assert sum("LDG" in text for text in moves) >= 4, key
+            assert sum("STG" in text for text in moves) >= 2, key
+            assert sum(".128" in text for text in moves) >= 4, key
 
 
 def test_the_module_is_small():

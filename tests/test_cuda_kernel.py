@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,19 +212,69 @@ def test_every_dtype_in_one_step(kernel):
         assert_as_cpu({name: getattr(group, name) for name in NAMES}, tensors, dtype)
 
 
-@pytest.mark.parametrize("multiprocessors", [1, 2, 78, 132])
-def test_chunks_fit_the_device(kernel, multiprocessors):
-    """Small lists reach every multiprocessor, large ones get the longest chunk."""
+@pytest.mark.parametrize("blocks_at_once", [1, 6, 312, 528])
+def test_chunks_fit_the_device(kernel, blocks_at_once):
+    """Small lists are one round of blocks, large ones get the longest chunk."""
     chunk_for = kernel.module.chunk_for
-    shortest, longest = chunk_for(0, multiprocessors), chunk_for(1 << 40, multiprocessors)
+    shortest, longest = chunk_for(0, blocks_at_once), chunk_for(1 << 40, blocks_at_once)
     assert 8 * shortest == longest
     assert shortest % 8 == 0
     for numel in (1, 100_000, 1_000_000, 8_000_000, 1 << 33):
-        chunk = chunk_for(numel, multiprocessors)
+        chunk = chunk_for(numel, blocks_at_once)
         assert shortest <= chunk <= longest
         assert chunk % shortest == 0
+        if chunk < longest:
+            assert numel / chunk <= blocks_at_once
         if chunk > shortest:
-            assert numel / chunk >= multiprocessors
+            assert numel / (chunk - shortest) > blocks_at_once
+
+
+# ---- roots and divisions ----------------------------------------------------------------------
+
+
+def test_roots_and_divisions_without_a_branch_round_as_ieee(kernel):
+    """Every float on a GPU; on the host, whose approximations are other ones, a few."""
+    if not kernel.steps_on_host:
+        pytest.skip("there is no step in it")
+    stride = 99_991 if HOST else 1
+    counts = kernel.module.count_roundings(0, stride)
+    inputs = 2**32 // stride
+    # Positive numbers, less those that are too small or too large.
+    assert counts["square_root"][0] > 0.4 * inputs
+    assert counts["reciprocal"][0] > 0.9 * inputs
+    assert counts["quotient"][0] > 0.3 * inputs
+    assert {name: wrong for name, (_, wrong) in counts.items()} == dict.fromkeys(counts, 0)
+
+
+EDGES = [0.0, -0.0, 1e-45, 1e-38, 2.0**-102, 2.0**-101, 1e-30, 1.0, 1e30, 2.0**125, 2.0**126]
+EDGES += [3e38, math.inf, math.nan]
+
+
+@pytest.mark.parametrize("options", [*UPDATES, {"l2": 0.0, "amsgrad": False}], ids=str)
+@pytest.mark.parametrize("eps", [0.0, 1e-8, 1e38])
+def test_numbers_that_the_short_sequences_are_not_for(kernel, eps, options):
+    """One in a vector sends the whole vector the other way; the rest of the tensor is as ever."""
+    edges = torch.tensor([*EDGES, *(-x for x in EDGES)])
+    few = lists([len(edges) ** 2], torch.float32)
+    few["exp_avg_sqs"][0].copy_(edges.abs().repeat(len(edges)))
+    few["grads"][0].copy_(edges.repeat_interleave(len(edges)))
+    many = lists([40_000], torch.float32)
+    many["exp_avg_sqs"][0][::997] = 1e-40
+    many["grads"][0][::997] = 0.0
+    tensors = {name: few[name] + many[name] for name in few}
+    expected = copied(tensors)
+    numbers = {"eps": eps, **options}
+    assert kernel([group_of(tensors, [kernel.step_at(4.0) for _ in range(2)], **numbers)]) is None
+    cpu_step(expected, [4.0, 4.0], **numbers)
+    for name, ts in expected.items():
+        for a, b in zip(tensors[name], ts, strict=True):
+            a = a.cpu()
+            assert torch.equal(a.isnan(), b.isnan()), name
+            assert_same_bits(
+                a.nan_to_num(nan=7.0, posinf=math.inf, neginf=-math.inf),
+                b.nan_to_num(nan=7.0, posinf=math.inf, neginf=-math.inf),
+                name,
+            )
 
 
 # ---- what the kernel reads on the device ------------------------------------------------------
@@ -317,6 +371,37 @@ def test_a_failed_launch_is_one_sentence(kernel):
         kernel.fake.set_stream(0x57)
     assert kind is RuntimeError
     assert text.startswith("CUDA could not launch the ProxAdam kernel: not the current stream")
+
+
+NOT_LOADED = """
+import os, torch, test_cuda_kernel as t
+tensors = t.lists([4], torch.float32)
+group = t.group_of(tensors, [torch.tensor(0.0)])
+before = t.copied(tensors)
+cuda, fake = t.cuda_on_host.modules()
+fake.keep_on_host(set())
+for _ in range(2):
+    kind, text = t.error_of(cuda.load, 0)
+    assert kind is RuntimeError, kind
+    assert text.startswith("CUDA could not load the ProxAdam kernels: no kernel image"), text
+    plan = cuda.admit([group])
+    assert plan.rejected == [(0, 0, "device", "params")], plan.rejected
+    t.assert_as_cpu(tensors, before, torch.float64)
+del os.environ["CUDA_ON_HOST_NO_IMAGE"]
+cuda.load(0)
+assert cuda.admit([group]) is None
+"""
+
+
+@pytest.mark.skipif(not HOST, reason="needs a device that can be spoilt")
+def test_kernels_that_do_not_load_take_no_step():
+    """They are asked for again by the next step, for what was wrong may have gone."""
+    env = {**os.environ, "CUDA_ON_HOST_NO_IMAGE": "1"}
+    command = [sys.executable, "-c", NOT_LOADED]
+    done = subprocess.run(
+        command, env=env, cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not HOST, reason="needs a driver of any age")

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from proxadam import backends
 from ranks import CHECKS
+from tools import HIDES_GPUS
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
@@ -69,7 +70,7 @@ def run(ranks, names, folder):
         world = subprocess.Popen(
             [*command, *names],
             cwd=Path(__file__).parent,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **HIDES_GPUS},
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,

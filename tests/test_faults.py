@@ -23,6 +23,7 @@ from tools import (
     assert_same_bits,
     each_twin,
     error_of,
+    forks,
     params_of,
     quantised,
     snapshot,
@@ -100,7 +101,7 @@ def test_the_lock_is_in_no_copy_and_new_in_a_child():
     assert not any(isinstance(value, type(mine)) for value in vars(optimizer).values())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@forks
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_that_is_forked_in_the_middle_of_a_step_may_step():
     optimizer = ProxAdam(weights((3,)))
@@ -293,7 +294,7 @@ def test_tensors_that_have_no_gradient_may_be_of_any_kind(ours, theirs, any_back
 # ---- processes --------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@forks
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_workers_of_a_data_loader_after_a_step(any_backend):
     """They are forked from a process whose threads have stepped, and step optimizers themselves."""

@@ -13,7 +13,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam, prox_adam
-from tools import assert_same_bits, error_of, quantised, snapshot, weights
+from tools import HIDES_GPUS, assert_same_bits, error_of, quantised, snapshot, weights
 
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
 SHAPE = (3, 4)
@@ -364,7 +364,7 @@ def test_the_first_step_of_a_process(code, times):
             [sys.executable, "-c", FIRST_STEP + code],
             capture_output=True,
             text=True,
-            env=dict(os.environ),
+            env={**os.environ, **HIDES_GPUS},
             timeout=120,
             check=False,
         )

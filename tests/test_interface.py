@@ -278,7 +278,8 @@ def test_state_is_made_late_and_like_torchs(ours, theirs, backend, amsgrad):
         assert not optimizer.state
         for param in params_of(optimizer):
             param.grad = torch.ones_like(param)
-        optimizer.step()
+        with torch.device("cpu"):  # torch 2.11 makes a step on the default device, newer ones here
+            optimizer.step()
         states.append(
             [
                 {

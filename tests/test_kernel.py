@@ -14,6 +14,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam
+from tools import forks
 
 OPTIONS = {"lr": 0.01, "l1": 0.1, "l2": 0.1, "weight_decay": 0.01, "amsgrad": True, "fused": True}
 SIZES = [1, 3, 0, 64, 16_383, 16_384, 16_385, 40_001, 100_003, 7]
@@ -159,7 +160,7 @@ def test_threads_share_the_work_evenly(kernel_module):
 # ---- processes --------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@forks
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_steps_in_a_forked_child(kernel_module):  # noqa: ARG001
     """The child has none of torch's threads: waiting for them would never end."""

@@ -156,7 +156,10 @@ def test_every_backend_is_close_to_torch(ours, theirs, backend, dtype, flags):
         return [torch.randn(3, 5, dtype=dtype), torch.randn(4099, dtype=dtype)]
 
     actual = run(ours, weights, dtype, 20, **flags, **backend.options)
-    torch.testing.assert_close(actual, run(theirs, weights, dtype, 20, **flags, **LOOP))
+    expected = run(theirs, weights, dtype, 20, **flags, **LOOP)
+    # Where the steps are kept depends on the path and on the version of torch.
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, check_device=a.dim() > 0)
 
 
 def test_the_prox_is_not_run_without_strength(backend):

@@ -318,7 +318,7 @@ def test_the_functional_twin_checks_as_much(any_backend, change, text):
     lists = {name: [torch.ones(3), torch.ones(3)] for name in names}
     steps = [torch.tensor(1.0), torch.tensor(1.0)]
     for name, tensor in change.items():
-        lists[name][1] = tensor
+        lists[name][1] = tensor if tensor.is_meta else tensor.to(any_backend.device)
     options = {"foreach": None, "amsgrad": False, "maximize": False, "weight_decay": 0.1}
     numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "l1": 0.1}
     kind, said = error_of(

@@ -21,6 +21,8 @@ pytestmark = [
     pytest.mark.integrations,
     # Lightning 2.6 asks torch 2.13 about trees in a way that torch is giving up.
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.*:FutureWarning"),
+    # They train on the CPU, and Lightning would rather use a GPU.
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
 ]
 STEPS = 8
 CLIP = 0.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import os
 import warnings
 
 import pytest
@@ -18,6 +19,13 @@ TWINS = {"Adam": (ProxAdam, torch.optim.Adam), "AdamW": (ProxAdamW, torch.optim.
 # The test gets `ours` and `theirs`, once for Adam and once for AdamW; or ours alone, as `cls`.
 each_twin = pytest.mark.parametrize(("ours", "theirs"), TWINS.values(), ids=TWINS.keys())
 each_class = pytest.mark.parametrize("cls", [ProxAdam, ProxAdamW])
+# In the environment of a process that forks: the child of one that has looked for a GPU has none,
+# and torch asks for one in every step.
+HIDES_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
+forks = pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.cuda.is_available(),
+    reason="needs a platform that forks, and CUDA_VISIBLE_DEVICES='' where there is a GPU",
+)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 LOOP = {"foreach": False}
@@ -90,12 +98,17 @@ def saved_and_loaded(saved):
 
 
 def snapshot(optimizer):
-    """Copies of all parameters and of their state, by position and name."""
+    """Copies of all parameters and of their state, by position and name.
+
+    Steps are copied to the host: where they are kept depends on the path and the version of torch.
+    """
     copies = {}
     for i, param in enumerate(params_of(optimizer)):
         copies[f"{i}"] = param.detach().clone()
         for name, tensor in optimizer.state.get(param, {}).items():
-            copies[f"{name} of {i}"] = tensor.clone()
+            copies[f"{name} of {i}"] = tensor.to(
+                "cpu" if name == "step" else tensor.device, copy=True
+            )
     return copies
 
 

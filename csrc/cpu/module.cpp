@@ -29,19 +29,20 @@ class CpuKernel : public Kernel {
  public:
   DLDeviceType device_type() const override { return kDLCPU; }
 
-  std::vector<bool> bind(const Functions& functions) override {
+  const std::vector<bool>& bind(const Functions& functions) override {
     const auto found = functions.find("parallel_for");
     if (found != functions.end()) parallel_for_ = reinterpret_cast<ParallelFor>(found->second);
-    return {true};
+    return usable_;
   }
 
-  void prepare(const TensorTable&) override {}
+  bool prepare(const TensorTable&) override { return true; }
 
   void run(const TensorTable& table) override {
     step_cpu(table, capability, in_forked_child ? nullptr : parallel_for_);
   }
 
  private:
+  const std::vector<bool> usable_{true};
   ParallelFor parallel_for_ = nullptr;
 };
 

@@ -21,7 +21,8 @@ void update_elements(const StepConstants<opmath_t>& c, opmath_t* __restrict para
   for (int64_t i = 0; i < numel; ++i) {
     if (unscale) grads[i] = grads[i] / c.grad_scale;
     opmath_t max_exp_avg_sq = amsgrad ? max_exp_avg_sqs[i] : opmath_t(0);
-    prox_adam_update<update, amsgrad>(c, grads[i], params[i], exp_avgs[i], exp_avg_sqs[i],
+    Exact math;
+    prox_adam_update<update, amsgrad>(math, c, grads[i], params[i], exp_avgs[i], exp_avg_sqs[i],
                                       max_exp_avg_sq);
     if (amsgrad) max_exp_avg_sqs[i] = max_exp_avg_sq;
   }

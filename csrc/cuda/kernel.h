@@ -1,28 +1,31 @@
 // The CUDA kernels: a loop around csrc/prox_adam.h.
 //
-// A block takes one chunk of one tensor. It moves 16 bytes at a time through every buffer, in
-// vectors of as many elements as the narrowest buffer has in 16 bytes; what lies before the first
-// aligned address and behind the last goes element by element, and so does a chunk whose buffers
-// are not aligned at the same elements. Gradients are in the parameters' type or in opmath_t, which
-// a launch tells at run time.
+// A block takes one chunk of one tensor. It goes through it in vectors, of as many elements as the
+// widest of parameter and moments has in 16 bytes, so that the threads of a warp read and write
+// whole lines of every buffer. What lies before the first aligned address and behind the last goes
+// element by element, and so does a chunk whose buffers are not aligned at the same elements.
+// Gradients are in the parameters' type or in opmath_t, which a launch tells at run time.
 //
 // The tests compile this file for the host as well, with threads for threads.
 
 #pragma once
 
-#include <string.h>  // for memcpy
+#include <type_traits>  // for is_same
 
 #include "../scalar_types.h"  // for Buffers, narrow, widen, ...
+#include "branch_free.h"      // for MathOf, wants_redo
 #include "launch_table.h"     // for kThreads, LaunchTable
 
 namespace proxadam {
 
-// Blocks that must fit a multiprocessor at once: as many as the registers of the loop allow without
-// spilling; each thread then has 64 bytes and more on their way.
+// Blocks that a multiprocessor must hold at once: as many as the registers of the loop allow without
+// spilling. Each thread then has 48 bytes and more on their way.
 template <typename param_t, bool amsgrad>
-constexpr int kBlocksPerMultiprocessor = sizeof(param_t) == 8              ? 2
-                                         : sizeof(param_t) == 4 || amsgrad ? 3
-                                                                           : 4;
+constexpr int kBlocksPerMultiprocessor =
+    sizeof(param_t) == 8                                             ? 2
+    : std::is_same<typename MathOf<param_t>::type, BranchFree>::value ? 4
+    : sizeof(param_t) == 4 || amsgrad                                ? 3
+                                                                     : 4;
 
 constexpr int kAccess = 16;  // bytes
 
@@ -38,42 +41,39 @@ __device__ __forceinline__ scalar_t* at(void* buffer, int64_t i) {
   return static_cast<scalar_t*>(buffer) + i;
 }
 
+// As many elements as one instruction moves, of those that make a vector.
+template <typename scalar_t, int width>
+struct alignas(sizeof(scalar_t) * width < kAccess ? sizeof(scalar_t) * width : kAccess) Access {
+  static constexpr int kElements = sizeof(Access) / sizeof(scalar_t);
+
+  scalar_t values[sizeof(scalar_t) * width < kAccess ? width : kAccess / sizeof(scalar_t)];
+};
+
 template <typename scalar_t, int width, typename opmath_t>
 __device__ __forceinline__ void load(const scalar_t* from, opmath_t (&to)[width]) {
-  if constexpr (width == 1) {
-    to[0] = widen(*from);
-  } else {
-    constexpr int kElements = kAccess / sizeof(scalar_t);
-    static_assert(width % kElements == 0, "an access would reach beyond the vector");
-    scalar_t values[kElements];
+  using Moved = Access<scalar_t, width>;
+  constexpr int kElements = sizeof(Moved) / sizeof(scalar_t);
 #pragma unroll
-    for (int i = 0; i < width; i += kElements) {
-      const uint4 bits = *reinterpret_cast<const uint4*>(from + i);
-      memcpy(values, &bits, kAccess);
+  for (int i = 0; i < width; i += kElements) {
+    const Moved moved = *reinterpret_cast<const Moved*>(from + i);
 #pragma unroll
-      for (int j = 0; j < kElements; ++j) to[i + j] = widen(values[j]);
-    }
+    for (int j = 0; j < kElements; ++j) to[i + j] = widen(moved.values[j]);
   }
 }
 
 template <bool drops_zero_signs = false, typename scalar_t, int width, typename opmath_t>
 __device__ __forceinline__ void store(const opmath_t (&from)[width], scalar_t* to) {
-  constexpr int kElements = width == 1 ? 1 : kAccess / sizeof(scalar_t);
-  scalar_t values[kElements];
+  using Moved = Access<scalar_t, width>;
+  constexpr int kElements = sizeof(Moved) / sizeof(scalar_t);
 #pragma unroll
   for (int i = 0; i < width; i += kElements) {
+    Moved moved;
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
-      narrow(from[i + j], values[j]);
-      if (drops_zero_signs) drop_zero_sign(values[j]);
+      narrow(from[i + j], moved.values[j]);
+      if (drops_zero_signs) drop_zero_sign(moved.values[j]);
     }
-    if constexpr (width == 1) {
-      *to = values[0];
-    } else {
-      uint4 bits;
-      memcpy(&bits, values, kAccess);
-      *reinterpret_cast<uint4*>(to + i) = bits;
-    }
+    *reinterpret_cast<Moved*>(to + i) = moved;
   }
 }
 
@@ -85,15 +85,27 @@ struct Chunk {
   using param_t = param;
   using state_t = state;
   using opmath_t = opmath;
-  // Elements of a vector; no gradient is narrower than its parameter.
+  // Elements of a vector.
   static constexpr int kWidth =
-      kAccess / (sizeof(state_t) < sizeof(param_t) ? sizeof(state_t) : sizeof(param_t));
+      kAccess / (sizeof(state_t) > sizeof(param_t) ? sizeof(state_t) : sizeof(param_t));
 
   Buffers buffers;
   int numel;
   int grad_bytes;  // of an element: as the parameter, or in opmath_t
   bool unscale;
 };
+
+template <bool amsgrad, typename Chunk>
+__device__ __forceinline__ void advance(Chunk& chunk, int elements) {
+  using param_t = typename Chunk::param_t;
+  using state_t = typename Chunk::state_t;
+  Buffers& buffers = chunk.buffers;
+  buffers.param = at<param_t>(buffers.param, elements);
+  buffers.grad = at<char>(buffers.grad, elements * chunk.grad_bytes);
+  buffers.exp_avg = at<state_t>(buffers.exp_avg, elements);
+  buffers.exp_avg_sq = at<state_t>(buffers.exp_avg_sq, elements);
+  if (amsgrad) buffers.max_exp_avg_sq = at<state_t>(buffers.max_exp_avg_sq, elements);
+}
 
 // Calls f with the address of element i of the gradient, in its type.
 template <typename Chunk, typename F>
@@ -108,8 +120,10 @@ __device__ __forceinline__ void with_grad(const Chunk& chunk, int i, F f) {
   }
 }
 
-template <Update update, bool amsgrad, int width, typename Chunk>
-__device__ __forceinline__ void update_elements(const StepConstants<typename Chunk::opmath_t>& c,
+// Updates the elements from i on; or writes nothing, where the Math cannot tell that it is right, and
+// returns false.
+template <Update update, bool amsgrad, int width, typename Math, typename Chunk>
+__device__ __forceinline__ bool update_elements(const StepConstants<typename Chunk::opmath_t>& c,
                                                 const Chunk& chunk, int i) {
   using param_t = typename Chunk::param_t;
   using state_t = typename Chunk::state_t;
@@ -121,22 +135,25 @@ __device__ __forceinline__ void update_elements(const StepConstants<typename Chu
   load(at<state_t>(buffers.exp_avg_sq, i), exp_avg_sq);
   if constexpr (amsgrad) load(at<state_t>(buffers.max_exp_avg_sq, i), max_exp_avg_sq);
   with_grad(chunk, i, [&](const auto* from) { load(from, grad); });
+  Math math{};
   if (chunk.unscale) {
 #pragma unroll
-    for (int k = 0; k < width; ++k) grad[k] = grad[k] / c.grad_scale;
-    with_grad(chunk, i, [&](auto* to) { store(grad, to); });
+    for (int k = 0; k < width; ++k) grad[k] = quotient(math, grad[k], c.grad_scale);
   }
 #pragma unroll
   for (int k = 0; k < width; ++k) {
-    prox_adam_update<update, amsgrad>(c, grad[k], param[k], exp_avg[k], exp_avg_sq[k],
+    prox_adam_update<update, amsgrad>(math, c, grad[k], param[k], exp_avg[k], exp_avg_sq[k],
                                       max_exp_avg_sq[k]);
   }
+  if (wants_redo(math)) return false;
+  if (chunk.unscale) with_grad(chunk, i, [&](auto* to) { store(grad, to); });
   if constexpr (update != Update::kFrozen) {
     store<has_prox(update)>(param, at<param_t>(buffers.param, i));
   }
   store(exp_avg, at<state_t>(buffers.exp_avg, i));
   store(exp_avg_sq, at<state_t>(buffers.exp_avg_sq, i));
   if constexpr (amsgrad) store(max_exp_avg_sq, at<state_t>(buffers.max_exp_avg_sq, i));
+  return true;
 }
 
 template <Update update, bool amsgrad, typename Chunk>
@@ -155,13 +172,35 @@ __device__ __forceinline__ void update_chunk(const StepConstants<typename Chunk:
   if constexpr (amsgrad) beyond |= beyond_alignment(at<state_t>(buffers.max_exp_avg_sq, head));
   const int in_vectors = beyond == 0 ? (chunk.numel - head) / kWidth * kWidth : 0;
 
-  // A stride that the compiler does not know: for a constant it keeps a pointer a buffer, and
-  // spills.
-  for (int i = threadIdx.x * kWidth; i < in_vectors; i += blockDim.x * kWidth) {
-    update_elements<update, amsgrad, kWidth>(c, chunk, head + i);
+  // Pointers that move cost the fewest instructions; an index, and a stride that the compiler does not
+  // know, the fewest registers.
+  constexpr bool kMoves = sizeof(param_t) == sizeof(typename Chunk::opmath_t);
+  const int stride = (kMoves ? kThreads : blockDim.x) * kWidth;
+  uint32_t redo = 0;  // a bit for each of the thread's vectors
+  uint32_t bit = 1;
+  Chunk vectors = chunk;
+  advance<amsgrad>(vectors, head + (kMoves ? threadIdx.x * kWidth : 0));
+  for (int i = threadIdx.x * kWidth; i < in_vectors; i += stride, bit += bit) {
+    using Math = typename MathOf<param_t>::type;
+    if (!update_elements<update, amsgrad, kWidth, Math>(c, vectors, kMoves ? 0 : i)) redo |= bit;
+    if (kMoves) advance<amsgrad>(vectors, stride);
   }
-  for (int i = threadIdx.x; i < chunk.numel - in_vectors; i += blockDim.x) {
-    update_elements<update, amsgrad, 1>(c, chunk, i < head ? i : i + in_vectors);
+  // What lies outside the vectors, and the elements of those that were not written.
+  int outside = threadIdx.x;
+  int k = 0;
+  for (;;) {
+    int i;
+    if (redo != 0) {
+      i = head + (threadIdx.x + (__ffs(redo) - 1) * kThreads) * kWidth + k;
+      k = (k + 1) % kWidth;
+      if (k == 0) redo &= redo - 1;
+    } else if (outside < chunk.numel - in_vectors) {
+      i = outside < head ? outside : outside + in_vectors;
+      outside += kThreads;
+    } else {
+      break;
+    }
+    update_elements<update, amsgrad, 1, Exact>(c, chunk, i);
   }
 }
 
@@ -189,11 +228,26 @@ __device__ __forceinline__ BlockConstants<opmath_t> compute_constants(
           read_or(table.found_inf, 0) != 0};
 }
 
-// The last entry whose first chunk is not behind `chunk`.
+// The last entry whose first chunk is not behind `chunk`. Entries of about one size are found at
+// once; from there the steps double, for every look is a wait.
 template <typename opmath_t, int bytes>
-__device__ __forceinline__ int entry_of(const LaunchTable<opmath_t, bytes>& table, uint32_t chunk) {
-  int low = 0;
-  int high = table.entries;
+__device__ __forceinline__ int entry_of(const LaunchTable<opmath_t, bytes>& table, uint32_t chunk,
+                                        uint32_t chunks) {
+  int low = static_cast<int>(uint64_t(chunk) * table.entries / chunks);
+  int high = low + 1;
+  int step = 1;
+  if (table.first_chunk[low] <= chunk) {
+    for (; high < table.entries && table.first_chunk[high] <= chunk; step *= 2) {
+      low = high;
+      high = high + step < table.entries ? high + step : table.entries;
+    }
+  } else {
+    do {  // the first entry's first chunk is 0
+      high = low;
+      low = low > step ? low - step : 0;
+      step *= 2;
+    } while (table.first_chunk[low] > chunk);
+  }
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     if (table.first_chunk[middle] <= chunk) {
@@ -210,7 +264,7 @@ __device__ __forceinline__ int entry_of(const LaunchTable<opmath_t, bytes>& tabl
 template <typename param_t, typename state_t, bool amsgrad, typename opmath_t, int bytes>
 __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<param_t, amsgrad>))
     prox_adam_kernel(const __grid_constant__ LaunchTable<opmath_t, bytes> table) {
-  const int index = entry_of(table, blockIdx.x);
+  const int index = entry_of(table, blockIdx.x, gridDim.x);
   BlockConstants<opmath_t> block;
   if (table.computes_constants) {
     __shared__ BlockConstants<opmath_t> shared;

@@ -2,7 +2,8 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>  // for find_if, max, min
+#include <algorithm>  // for find, find_if, max, min
+#include <iterator>   // for begin, end
 #include <memory>     // for unique_ptr
 
 #include "device.h"        // for check_cuda, DeviceGuard
@@ -32,7 +33,10 @@ void launch(void (*kernel)(Table), const Table& table, std::int64_t blocks, void
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kThreads);
   config.stream = static_cast<cudaStream_t>(stream);
-  check_cuda(cudaLaunchKernelEx(&config, kernel, table), "launch the ProxAdam kernel");
+  // By address: cudaLaunchKernelEx would take a copy of the table.
+  void* arguments[] = {const_cast<Table*>(&table)};
+  check_cuda(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments),
+             "launch the ProxAdam kernel");
 }
 
 // ---- which tensors go together ----------------------------------------------------------------
@@ -196,56 +200,69 @@ void count_steps(const TensorTable& table, const Device& device) {
   if (counters.counters) launch(count_step_kernel, counters, 1, device.stream);
 }
 
-int multiprocessors(int device) {
-  int count = 0;
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-             "count the multiprocessors");
-  return count;
-}
-
 // ---- loading ----------------------------------------------------------------------------------
 
-template <typename Function>
-void load(Function* kernel) {
+template <typename Table>
+void load(void (*kernel)(Table)) {
   cudaFuncAttributes attributes;
   check_cuda(cudaFuncGetAttributes(&attributes, kernel), "load the ProxAdam kernels");
 }
 
+template <typename Table>
+int blocks_at_once(void (*kernel)(Table), int multiprocessors) {
+  load(kernel);
+  int blocks = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0),
+             "tell how many blocks a multiprocessor holds");
+  return blocks * multiprocessors;
+}
+
+std::size_t index_of(const TensorTypes& types) {
+  return std::find(std::begin(kTensorTypes), std::end(kTensorTypes), types) -
+         std::begin(kTensorTypes);
+}
+
 }  // namespace
 
-std::int32_t chunk_for(std::int64_t numel, int multiprocessors) {
+std::int32_t chunk_for(std::int64_t numel, int blocks_at_once) {
   // One round of blocks over the device; whole vectors of every type for every thread.
   constexpr std::int64_t kStride = kThreads * 8;
   constexpr std::int64_t kLongest = 8 * kStride;
-  const std::int64_t blocks = std::max(1, 4 * multiprocessors);
+  const std::int64_t blocks = std::max(1, blocks_at_once);
   const std::int64_t strides = (numel + blocks * kStride - 1) / (blocks * kStride);
   return static_cast<std::int32_t>(
       std::min(std::max<std::int64_t>(strides, 1) * kStride, kLongest));
 }
 
-void step_cuda(const TensorTable& table) {
+void step_cuda(const TensorTable& table, const std::vector<BlocksAtOnce>& blocks_at_once) {
   for (const Device& device : table.devices) {
     const DeviceGuard guard(device.index);
-    const int processors = multiprocessors(device.index);
     for (const Batch& batch : batches_of(table, device)) {
-      launch_batch(table, device, batch, chunk_for(batch.numel, processors));
+      const auto& blocks = blocks_at_once[device.index][index_of(batch.kind.types)];
+      launch_batch(table, device, batch, chunk_for(batch.numel, blocks[batch.kind.amsgrad]));
     }
     count_steps(table, device);
   }
 }
 
-void load_kernels(int device) {
+BlocksAtOnce load_kernels(int device) {
   const DeviceGuard guard(device);
+  int multiprocessors = 0;
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+             "count the multiprocessors");
+  BlocksAtOnce blocks;
   for (const TensorTypes& types : kTensorTypes) {
     for (const bool amsgrad : {false, true}) {
       with_types(types, [&](auto scalars) {
         using param_t = typename decltype(scalars)::param_t;
         load(kernel_for<param_t, kSmallTable>(types, amsgrad));
-        load(kernel_for<param_t, kLargeTable>(types, amsgrad));
+        blocks[index_of(types)][amsgrad] =
+            blocks_at_once(kernel_for<param_t, kLargeTable>(types, amsgrad), multiprocessors);
       });
     }
   }
   load(count_step_kernel);
+  return blocks;
 }
 
 }  // namespace proxadam

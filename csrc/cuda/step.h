@@ -2,23 +2,32 @@
 
 #pragma once
 
-#include <cstdint>  // for int32_t, int64_t
+#include <array>     // for array
+#include <cstdint>   // for int32_t, int64_t
+#include <iterator>  // for size
+#include <vector>    // for vector
 
+#include "../scalar_types.h"  // for kTensorTypes
 #include "../tensor_table.h"  // for TensorTable
 
 namespace proxadam {
 
+// How many blocks of a kernel a device runs at once, by the place of its types in kTensorTypes and by
+// amsgrad.
+using BlocksAtOnce = std::array<std::array<int, 2>, std::size(kTensorTypes)>;
+
 // Queues the update of every entry, in place, on the streams of its devices, and of the counters
 // that lie there; waits for nothing. Counters on the host are left to the caller.
-// Throws std::runtime_error if a launch fails.
-void step_cuda(const TensorTable& table);
+// Throws std::runtime_error if a launch fails: what was queued before it is written, and no counter
+// moves. `blocks_at_once`: by device, what load_kernels returned for it.
+void step_cuda(const TensorTable& table, const std::vector<BlocksAtOnce>& blocks_at_once);
 
 // Loads every kernel to a device: a capture in progress may forbid it later.
 // Throws std::runtime_error where the device cannot run them.
-void load_kernels(int device);
+BlocksAtOnce load_kernels(int device);
 
-// Elements of a chunk for a launch over `numel` elements: small lists are spread over all
-// multiprocessors, large ones cut into pieces that are long enough to be worth a block.
-std::int32_t chunk_for(std::int64_t numel, int multiprocessors);
+// Elements of a chunk for a launch over `numel` elements: small lists are spread over the blocks that
+// the device runs at once, large ones cut into pieces that are long enough to be worth a block.
+std::int32_t chunk_for(std::int64_t numel, int blocks_at_once);
 
 }  // namespace proxadam

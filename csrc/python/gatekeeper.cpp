@@ -92,14 +92,14 @@ struct Gatekeeper::Candidate {
 };
 
 Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter,
-                       DLDeviceType device_type, std::vector<bool> devices,
+                       DLDeviceType device_type, const std::vector<bool>& devices,
                        const Functions& functions)
     : exchange_(exchange.get_pointer<DLPackExchangeAPI>()),
       tensor_(std::move(tensor)),
       parameter_(std::move(parameter)),
       facts_(tensor_, parameter_, functions),
       device_type_(device_type),
-      devices_(std::move(devices)) {
+      devices_(devices) {
   const DLPackVersion& version = exchange_->header.version;
   if (version.major != 1 || !exchange_->dltensor_from_py_object_no_sync) {
     throw std::runtime_error("torch's DLPack exchange table is of version " +

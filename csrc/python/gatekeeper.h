@@ -86,7 +86,8 @@ class Gatekeeper {
   // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. Throws std::runtime_error if its version
   // is not one that we know. `devices`: for each of this type, whether the kernel runs there.
   Gatekeeper(pybind11::capsule exchange, pybind11::type tensor, pybind11::type parameter,
-             DLDeviceType device_type, std::vector<bool> devices, const Functions& functions);
+             DLDeviceType device_type, const std::vector<bool>& devices,
+             const Functions& functions);
 
   // Reads what Python code may answer: attributes, truths and numbers of proxadam._step.group.Group
   // objects. Throws std::invalid_argument if the lists of one differ in length.
@@ -117,7 +118,7 @@ class Gatekeeper {
   pybind11::type parameter_;
   TensorFacts facts_;
   DLDeviceType device_type_;
-  std::vector<bool> devices_;
+  const std::vector<bool>& devices_;
   mutable SharedMemory last_memory_;  // what the last look found out
 };
 

@@ -40,6 +40,7 @@ class Plan : public Launchable {
  public:
   Plan(const Backend& backend, HeldStep step)
       : backend_(backend), step_(std::move(step)), look_(backend.gatekeeper->look(step_)) {
+    if (!backend.kernel->prepare(look_.table)) look_ = backend.gatekeeper->look(step_);
     refused_ = look_.refusals;
   }
 
@@ -53,7 +54,6 @@ class Plan : public Launchable {
 
   // At once, where nothing was turned away and no Python code has run since.
   void launch_unseen() {
-    backend_.kernel->prepare(look_.table);
     {
       py::gil_scoped_release no_gil;
       run();
@@ -73,7 +73,6 @@ class Plan : public Launchable {
           " in " + kSlotNames[first.slot] +
           "); nothing has been written, so the step can be taken again.");
     }
-    backend_.kernel->prepare(look_.table);
   }
 
   void run() override { backend_.kernel->run(look_.table); }
@@ -128,10 +127,9 @@ void define_protocol(py::module_& module, std::unique_ptr<Kernel> kernel) {
       "bind",
       [backend](py::capsule exchange, py::type tensor, py::type parameter,
                 const Functions& functions) {
-        std::vector<bool> devices = backend->kernel->bind(functions);
-        auto fresh = std::make_unique<Gatekeeper>(exchange, tensor, parameter,
-                                                  backend->kernel->device_type(),
-                                                  std::move(devices), functions);
+        const std::vector<bool>& devices = backend->kernel->bind(functions);
+        auto fresh = std::make_unique<Gatekeeper>(
+            exchange, tensor, parameter, backend->kernel->device_type(), devices, functions);
         // The first one stays: a step in another thread may be using it.
         if (!backend->gatekeeper) backend->gatekeeper = std::move(fresh);
       },

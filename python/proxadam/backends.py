@@ -77,11 +77,18 @@ def reason_for_fallback(device_type: str) -> str | None:
     return None
 
 
-def load(device: torch.device) -> None:
-    """Bring a device's kernels to it; while a graph is captured it would be too late."""
+def load(device: torch.device) -> str | None:
+    """Bring a device's kernels to it: while a graph is captured it would be too late.
+
+    What went wrong, in words, if something did: torch ops then take the step there.
+    """
     module = kernel(device.type) if device.type == "cuda" else None
     if module is not None:
-        module.load(device.index)
+        try:
+            module.load(device.index)
+        except RuntimeError as error:
+            return str(error)
+    return None
 
 
 @functools.cache

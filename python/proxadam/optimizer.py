@@ -131,13 +131,10 @@ class ProxAdam(Optimizer):
         group = self.param_groups[-1]
         try:
             check_group(group)
-            if group["fused"]:
-                _check_kernel_is_there(group["params"])
+            _load_kernels(group)
         except Exception:
             self.param_groups.pop()
             raise
-        for device in {param.device for param in group["params"]}:
-            backends.load(device)
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -302,8 +299,8 @@ class ProxAdamW(ProxAdam):
             group["decoupled_weight_decay"] = True
 
 
-def _check_kernel_is_there(params: list[Tensor]) -> None:
-    for device_type in {param.device.type for param in params if not param.is_meta}:
-        reason = backends.reason_for_fallback(device_type)
-        if reason:
+def _load_kernels(group: dict[str, Any]) -> None:
+    for device in {param.device for param in group["params"] if not param.is_meta}:
+        reason = backends.reason_for_fallback(device.type) or backends.load(device)
+        if reason and group["fused"]:
             raise RuntimeError(f"`fused=True` cannot be had: {reason}; fused=None takes torch ops.")

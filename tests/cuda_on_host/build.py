@@ -29,6 +29,7 @@ FLAGS = [
     *("-std=c++17", "-fPIC", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-pthread"),
     *("-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden"),
     *("-DPROXADAM_CUDA_OLDEST=80", "-DPROXADAM_CUDA_THREADS=32"),  # 32: threads are dear here
+    "-DPROXADAM_BRANCH_FREE=1",
     f"-I{HERE}",
     f"-I{pybind11.get_include()}",
     f"-I{sysconfig.get_paths()['include']}",
