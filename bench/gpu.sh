@@ -41,7 +41,7 @@ step() {
 
 tests() {
   local workers=() short='(alignment and -3-adaptive) or (unscaled and scalar)' tool
-  "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) * 3 / 4))")
+  "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) * 3 / 4))" -p no:benchmark)
   step kernel 120 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda_kernel.py \
     tests/test_cuda_streams.py
   # The CUDA source on the host's threads needs no GPU, and time.
@@ -61,7 +61,8 @@ tests() {
 }
 
 bench() {
-  step step 400 "$python" bench/step.py --device cuda --check --json "$out/step-cuda.json"
+  step step 400 "$python" bench/step.py --device cuda --check --json "$out/step-cuda.json" \
+    --seconds "${PROXADAM_CASE_SECONDS:-12}"
   say "$(grep -E '^(met|MISSED)' "$work/step.log")"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import itertools
 
 import torch
@@ -150,7 +151,8 @@ def bytes_moved(case: Case, arm: str) -> int:
     return numbers * case.numel * DTYPES[case.dtype].itemsize
 
 
-def measure(case: Case, tensors: Tensors, rounds: int) -> Times:
-    """Seconds of each arm's calls."""
+def measure(case: Case, tensors: Tensors, rounds: int, seconds: float | None) -> Times:
+    """Times of each arm's calls."""
     rounds = rounds or max(15, min(300, int(3e8 / (case.numel + 1e6))))
-    return interleave(arms(case, tensors), rounds, warmup=5, label=case.label)
+    budget = seconds or math.inf
+    return interleave(arms(case, tensors), rounds, warmup=5, label=case.label, budget=budget)

@@ -18,7 +18,6 @@ from harness import Arm, Times, device_clock, host_clock, interleave
 from proxadam import ProxAdamW
 
 _COPIED = 4 << 30  # bytes
-_SECONDS = 12  # for the rounds of a case
 LLAMA_7B = [(32000, 4096)] * 2 + [(4096,)] + 32 * [
     *[(4096, 4096)] * 4, *[(11008, 4096)] * 2, (4096, 11008), *[(4096,)] * 2,
 ]  # fmt: skip
@@ -122,9 +121,8 @@ def bytes_moved(case: Case, arm: str) -> int:
     return 2 * _COPIED if arm == "copy" else case.step_bytes
 
 
-def measure(case: Case, tensors: Tensors, rounds: int) -> Times:
-    """Seconds of each arm's calls, on the device or on the host."""
+def measure(case: Case, tensors: Tensors, rounds: int, seconds: float | None) -> Times:
+    """Times of each arm's calls, on the device or on the host."""
     clock = host_clock if case.host else device_clock(calls=2 if case.numel > 1e8 else 10)
-    return interleave(
-        arms(case, tensors), rounds or 200, 5, case.label, clock, math.inf if rounds else _SECONDS
-    )
+    budget = seconds or (math.inf if rounds else 12)
+    return interleave(arms(case, tensors), rounds or 200, 5, case.label, clock, budget)

@@ -41,7 +41,7 @@ def resources(arch: str) -> list[dict[str, object]]:
     """
     registers, rows = machine_code.registers(), []
     for (of, name), code in sorted(machine_code.instructions().items()):
-        match = re.search(r"prox_adam_kernelI(.*)Lb([01])E.Li32764E", name)
+        match = re.search(r"prox_adam_kernelI(.*)Lb([01])E.Li31744E", name)
         if of != arch or not match:
             continue
         dtypes = _dtypes(match[1])

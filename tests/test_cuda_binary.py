@@ -73,6 +73,17 @@ def test_every_main_loop_moves_16_bytes_at_a_time(kernels):
             assert sum(".128" in text for text in moves) >= 4, key
 
 
+def test_no_argument_is_read_at_a_negative_address(kernels):
+    """ptxas 13.0 wraps what lies behind 2^15 bytes of the constant bank."""
+    wrapped = {
+        key: text
+        for key, code in kernels.items()
+        for _, text in code
+        if re.search(r"c\[0x0\]\[[^]]*\+-0x", text)
+    }
+    assert not wrapped
+
+
 def test_the_module_is_small():
     assert BINARY.stat().st_size < 20e6
 

@@ -111,9 +111,10 @@ def assert_as_cpu(actual, expected, dtype):
         for a, b in zip(actual[name], tensors, strict=True):
             if HOST or dtype.itemsize > 2:
                 assert_same_bits(a.cpu(), b, name)
-            else:
+            else:  # the products that a multiply-add does not round are below 1
                 unit = torch.finfo(a.dtype).eps
-                torch.testing.assert_close(a.cpu(), b, rtol=2 * unit, atol=OPTIONS["lr"] * unit)
+                atol = OPTIONS["lr"] * unit + 2.0**-24
+                torch.testing.assert_close(a.cpu(), b, rtol=2 * unit, atol=atol)
 
 
 # ---- indexing ---------------------------------------------------------------------------------

@@ -92,8 +92,7 @@ def test_a_captured_step_replays_while_lr_and_l1_change():
 def test_the_very_first_step_may_be_captured():
     """Kernels are loaded when the optimizer is built: in a capture it would be too late."""
     optimizer = ProxAdam(parameters(1000), **BUSY, capturable=True)
-    for param in optimizer.param_groups[0]["params"]:
-        optimizer._init_state(param, param.grad, optimizer.param_groups[0])
+    optimizer._init_group(optimizer.param_groups[0], *([] for _ in range(6)))  # makes the state
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         optimizer.step()
