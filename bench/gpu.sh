@@ -29,7 +29,7 @@ step() {
   local name=$1 limit=$2 begin=$SECONDS left=$((budget - SECONDS)) status=0 verdict
   shift 2
   if ((left < limit)); then limit=$((left > 1 ? left : 1)); fi
-  timeout --kill-after=10 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$work/$name.log" 2>&1 || status=$?
   case $status in
     0) verdict=passed ;;
     124 | 137) verdict="stopped after $limit s" failed=1 ;;
@@ -40,12 +40,15 @@ step() {
 }
 
 tests() {
-  local workers=() short='(alignment and -3-adaptive) or (unscaled and scalar)' tool
+  local on_cuda='(cuda and not on_host) or their_device or mixed_in or than_torchs' workers=() short='(alignment and -3-adaptive) or (unscaled and scalar)' tool
   "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) * 3 / 4))" -p no:benchmark)
   step kernel 120 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda_kernel.py \
     tests/test_cuda_streams.py
-  # The CUDA source on the host's threads needs no GPU, and time.
-  step suite 300 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests \
+  # All that has CUDA in its name or its parameters, and then the rest; but for the CUDA source on the
+  # host's threads, which needs no GPU, and time.
+  step suite 200 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests -k "$on_cuda" \
+    --ignore tests/test_cuda_kernel.py --ignore tests/test_cuda_streams.py
+  step rest 200 "$python" -m pytest -q -p no:cacheprovider "${workers[@]}" tests -k "not ($on_cuda)" \
     --ignore tests/test_cuda_on_host.py
   CUDA_VISIBLE_DEVICES='' step forks 60 "$python" -m pytest -q -p no:cacheprovider \
     tests/test_kernel.py tests/test_faults.py -k "forked or data_loader"

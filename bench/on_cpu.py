@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import itertools
+import math
 
 import torch
 from torch.optim import AdamW, Optimizer

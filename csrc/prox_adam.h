@@ -5,8 +5,7 @@
 // the CPU loop is compiled once for each instruction set, and the linker must not merge the copies.
 //
 // No multiply is fused with an add (the build says -ffp-contract=off): a result then depends on no
-// instruction set, no vector width and no position in a tensor. Of this the 16-bit kernels on
-// CUDA are an exception, whose build says so.
+// instruction set, no vector width and no position in a tensor.
 //
 // Roots and divisions are asked of a `Math`, which is Exact unless a kernel brings another: one that
 // is as exact where it can be, and tells where it was not.

@@ -46,7 +46,7 @@ def test_overlapping_parameters_are_stepped_one_after_the_other(any_backend, ali
         assert text.startswith("`fused=True` needs the kernel for every parameter, and parameter ")
         return
     assert error is None
-    if any_backend.name == "foreach" and not apart:
+    if any_backend.options.get("foreach") and not apart:
         return  # each operation goes over all of them before the next, as in torch
     expected, _ = step_aliases(alias, 2000, **LOOP)
     torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-7)

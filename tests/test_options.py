@@ -112,6 +112,8 @@ def test_maximize_turns_the_gradient_alone(cls, backend):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_beta_of_one_is_refused_before_it_divides_by_zero(backend, index):
+    if backend.step_on_device:
+        pytest.skip("no host waits to read a step that is on the device")
     optimizer = ProxAdam(weights((3,), (4,)), **BUSY, **backend.options)
     optimizer.step()
     before = snapshot(optimizer)

@@ -7,7 +7,7 @@
 //
 // That a sequence rounds correctly rests on the device's tables behind rsqrt.approx and rcp.approx.
 // roundings.cu compares them with IEEE's results for every float; architectures that passed are
-// listed below, and others stay with Exact. A quotient needs no table: with the correctly rounded
+// listed below, and float32 steps on others stay with Exact. A quotient needs no table: with the correctly rounded
 // reciprocal it is correctly rounded (Markstein, Computation of elementary functions on the IBM
 // RISC System/6000 processor, 1990, theorem 7).
 
@@ -97,15 +97,19 @@ PROXADAM_INLINE float clamp(BranchFree&, float x, float low, float high) {
 
 PROXADAM_INLINE void inspect(BranchFree& math, float param) { math.redo |= param != param; }
 
-// The Math of a kernel's vectors. 16-bit kernels do without the last bit (CMakeLists.txt).
+// The Math of a kernel's vectors. What is rounded to 16 bits anyhow waits for no proof.
 template <typename param_t>
 struct MathOf {
+  using type = BranchFree;
+};
+template <>
+struct MathOf<double> {
   using type = Exact;
 };
-#if PROXADAM_BRANCH_FREE
+#if !PROXADAM_BRANCH_FREE
 template <>
 struct MathOf<float> {
-  using type = BranchFree;
+  using type = Exact;
 };
 #endif
 

@@ -18,14 +18,20 @@
 
 namespace proxadam {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kIsBlackwell = true;  // for which ptxas 13.0 takes some registers more
+#else
+constexpr bool kIsBlackwell = false;
+#endif
+
 // Blocks that a multiprocessor must hold at once: as many as the registers of the loop allow without
 // spilling. Each thread then has 48 bytes and more on their way.
-template <typename param_t, bool amsgrad>
+template <typename param_t, typename state_t, bool amsgrad>
 constexpr int kBlocksPerMultiprocessor =
-    sizeof(param_t) == 8                                             ? 2
-    : std::is_same<typename MathOf<param_t>::type, BranchFree>::value ? 4
-    : sizeof(param_t) == 4 || amsgrad                                ? 3
-                                                                     : 4;
+    sizeof(param_t) == 8                                         ? 2
+    : std::is_same<typename MathOf<param_t>::type, Exact>::value ? 3 - (amsgrad && kIsBlackwell)
+    : sizeof(state_t) == 2 && amsgrad                            ? 3 - kIsBlackwell
+                                                                 : 4 - (amsgrad && kIsBlackwell);
 
 constexpr int kAccess = 16;  // bytes
 
@@ -262,7 +268,7 @@ __device__ __forceinline__ int entry_of(const LaunchTable<opmath_t, bytes>& tabl
 // ---- the kernel -------------------------------------------------------------------------------
 
 template <typename param_t, typename state_t, bool amsgrad, typename opmath_t, int bytes>
-__global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<param_t, amsgrad>))
+__global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<param_t, state_t, amsgrad>))
     prox_adam_kernel(const __grid_constant__ LaunchTable<opmath_t, bytes> table) {
   const int index = entry_of(table, blockIdx.x, gridDim.x);
   BlockConstants<opmath_t> block;
