@@ -1,8 +1,8 @@
 """Train a small language model on a GPU with AdamW and with ProxAdamW, every iteration captured.
 
 Forward pass in bfloat16, backward pass and step are one CUDA graph. The text is the source code of
-Python's own standard library, byte by byte. Every arm starts from the same weights and sees the same
-batches. Biases, norms and embeddings are left alone by L1.
+Python's own standard library, byte by byte. Every arm starts from the same weights and sees the
+same batches. Biases, norms and embeddings are left alone by L1.
 
     python bench/train_captured.py --json bench/results/NAME.json    # a minute on an H100
 """
@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         heads = self.qkv(self.norms[0](x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         attended = scaled_dot_product_attention(*heads, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
@@ -55,7 +55,7 @@ class Model(nn.Module):
         self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
         x = self.byte(tokens) + self.place.weight
         return self.head(self.norm(self.blocks(x)))
 
