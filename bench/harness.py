@@ -147,14 +147,16 @@ def _read(path: str) -> str:
 
 
 def _commit() -> str:
-    """The commit, or where there is no git what PROXADAM_COMMIT says that it is.
+    """The commit: what PROXADAM_COMMIT says that it is, or git.
 
     Results that were written since do not make it dirty.
     """
+    if told := os.environ.get("PROXADAM_COMMIT"):
+        return told
     git = ["git", "-C", str(Path(__file__).parents[1])]
     commit = _output([*git, "describe", "--always"])
     if not commit:
-        return os.environ.get("PROXADAM_COMMIT", "unknown")
+        return "unknown"
     changed = _output([*git, "status", "--porcelain", "--", ".", ":!bench/results"])
     return f"{commit}-dirty" if changed else commit
 

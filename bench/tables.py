@@ -171,6 +171,23 @@ def training_in_short() -> Rows:
     return rows
 
 
+def training_on_gpu() -> Rows:
+    """One line for each arm of bench/train_captured.py."""
+    rows = [["arm", "exact zeros %", "training loss", "held-out loss", "an iteration", "step()"]]
+    for arm in load("train-captured-cuda")["arms"]:
+        rows.append(
+            [
+                arm["arm"],
+                f"{100 * arm['zeros']:.1f}",
+                f"{arm['train_loss']:.3f}",
+                f"{arm['validation_loss']:.3f}",
+                f"{arm['iteration_ms']:.2f} ms",
+                f"{arm['step_ms']:.3f} ms",
+            ]
+        )
+    return rows
+
+
 def goals() -> Rows:
     """What became of the goals in each run of bench/step.py, those of step-cpu.json first."""
     runs = [load(name)["goals"] for name in sorted(p.stem for p in RESULTS.glob("step-cpu*.json"))]
@@ -227,9 +244,14 @@ def markdown(rows: Rows) -> str:
 def measured_on(name: str) -> str:
     """The machine and the versions of a file of results, in one line."""
     about = load(name)["machine"]
+    where = (
+        f"{about['gpu']}, driver {about['driver']}"
+        if "gpu" in about
+        else f"{about['cpu']}, {about['threads']} threads on {about['cores']} cores, "
+        f"{about['proxadam_cpu_capability']}"
+    )
     return (
-        f"Measured on {about['cpu']}, {about['threads']} threads on {about['cores']} cores, "
-        f"{about['proxadam_cpu_capability']}; torch {about['torch']}, Python {about['python']}, "
+        f"Measured on {where}; torch {about['torch']}, Python {about['python']}, "
         f"commit {about['commit']}."
     )
 
@@ -248,6 +270,8 @@ TABLES = {
     "train-digits machine": lambda: measured_on("train-digits"),
     "train-fashion-mnist": lambda: markdown(training("train-fashion-mnist")),
     "train-fashion-mnist machine": lambda: measured_on("train-fashion-mnist"),
+    "train-captured-cuda": lambda: markdown(training_on_gpu()),
+    "train-captured-cuda machine": lambda: measured_on("train-captured-cuda"),
 }
 
 

@@ -68,10 +68,11 @@ PROXADAM_INLINE bool has_bias_corrections(const Options& o, double step) {
   return finite && bias_correction1 != 0 && bias_correction2 > 0;
 }
 
-// Each is computed in double and narrowed once, where it is set. `step` counts from 1.
+// Each is computed in double and narrowed once, where it is set, from the betas to the power of the
+// step's number.
 template <typename opmath_t>
-PROXADAM_INLINE StepConstants<opmath_t> step_constants(const Options& o, double step,
-                                                       double grad_scale) {
+PROXADAM_INLINE StepConstants<opmath_t> step_constants(const Options& o, double beta1_power,
+                                                       double beta2_power, double grad_scale) {
   const double lr = o.lr.value;
   StepConstants<opmath_t> c;
   c.grad_sign = o.maximize ? -1 : 1;
@@ -81,13 +82,21 @@ PROXADAM_INLINE StepConstants<opmath_t> step_constants(const Options& o, double 
   c.lerp_weight = 1 - o.beta1.value;
   c.beta2 = o.beta2.value;
   c.one_minus_beta2 = 1 - o.beta2.value;
-  c.inv_bias_correction2_sqrt = 1 / sqrt(1 - pow(o.beta2.value, step));
+  c.inv_bias_correction2_sqrt = 1 / sqrt(1 - beta2_power);
   c.eps = o.eps.value;
-  c.step_size = lr / (1 - pow(o.beta1.value, step));
+  c.step_size = lr / (1 - beta1_power);
   c.lr_l1 = lr * o.l1.value;
   c.lr_l2 = lr * o.l2.value;
   c.max_pull = o.max_shrink.value * lr;
   return c;
+}
+
+// `step` counts from 1.
+template <typename opmath_t>
+PROXADAM_INLINE StepConstants<opmath_t> step_constants(const Options& o, double step,
+                                                       double grad_scale) {
+  return step_constants<opmath_t>(o, pow(o.beta1.value, step), pow(o.beta2.value, step),
+                                  grad_scale);
 }
 
 // ---- roots, divisions and comparisons ---------------------------------------------------------

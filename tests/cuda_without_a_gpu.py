@@ -31,6 +31,8 @@ from harness import Arm, Times, interleave, machine
 
 THREADS, REGISTERS = 256, 65536  # of a block; of a multiprocessor
 CPU_KERNEL = backends.kernel("cpu")
+# The kernel's loops lie in this order.
+UPDATES = ("Adam", "frozen", "Euclidean", "adaptive, L1 alone", "adaptive")
 TYPES = {"f": "fp32", "d": "fp64", "8bfloat16": "bf16", "7float16": "fp16"}
 
 
@@ -46,8 +48,8 @@ def resources(arch: str) -> list[dict[str, object]]:
             continue
         dtypes = _dtypes(match[1])
         sizes = [int(dtype.removeprefix("bf").removeprefix("fp")) // 8 for dtype in dtypes]
-        width = 16 // min(sizes)
-        loop = max(machine_code.loops(code), key=len)
+        width = 16 // max(sizes)
+        counts = [len(machine_code.executed(body)) / width for body in machine_code.loops(code)]
         moved = [sizes[0], sizes[0], *[sizes[1]] * (3 if match[2] == "1" else 2)]
         blocks = REGISTERS // (registers[of, name] * THREADS)
         rows.append(
@@ -57,7 +59,9 @@ def resources(arch: str) -> list[dict[str, object]]:
                 "registers": registers[of, name],
                 "blocks_a_multiprocessor": blocks,
                 "KiB_in_flight_a_multiprocessor": blocks * THREADS * width * sum(moved) / 1024,
-                "instructions_a_weight": round(len(loop) / width, 1),
+                "instructions_a_weight": {
+                    update: round(count, 1) for update, count in zip(UPDATES, counts, strict=True)
+                },
             }
         )
     return rows

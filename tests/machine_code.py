@@ -57,13 +57,39 @@ def registers() -> dict[tuple[str, str], int]:
     return found
 
 
-def loops(code: list[tuple[int, str]]) -> list[list[str]]:
-    """The bodies of the loops that move 16 bytes at a time."""
+Code = list[tuple[int, str]]
+
+
+def loops(code: Code) -> list[Code]:
+    """The bodies of the loops that move 16 bytes at a time, in the order of the addresses."""
     bodies = []
     for address, instruction in code:
-        target = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
-        if target and int(target[1], 16) < address:
-            body = [text for at, text in code if int(target[1], 16) <= at <= address]
-            if any("LDG.E.128" in text for text in body):
+        target = _target(instruction)
+        if target is not None and target < address:
+            body = [(at, text) for at, text in code if target <= at <= address]
+            if any("LDG.E.128" in text for _, text in body):
                 bodies.append(body)
     return bodies
+
+
+def executed(body: Code) -> list[str]:
+    """What is executed of a loop on its common path.
+
+    Without AMP, and without the calls for numbers that a short sequence is not for: a branch over a
+    block is taken, but for the one over the stores, that follows from such a number.
+    """
+    last_store = max(at for at, text in body if "STG" in text)
+    run, resume = [], 0
+    for address, instruction in body:
+        if address < resume:
+            continue
+        run.append(instruction)
+        target = _target(instruction)
+        if target is not None and address < target and not address < last_store < target:
+            resume = target
+    return run
+
+
+def _target(instruction: str) -> int | None:
+    branch = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", instruction)
+    return int(branch[1], 16) if branch else None

@@ -66,7 +66,7 @@ def test_every_main_loop_moves_16_bytes_at_a_time(kernels):
         beside_float32 = re.search(r"float16E?fLb", key[1])
         allowed = r"(LDG|STG)\.E\.(64|128)" if beside_float32 else r"(LDG|STG)\.E\.128"
         for body in found:
-            moves = [text for text in body if re.search(r"\b(LDG|STG)\.", text)]
+            moves = [text for _, text in body if re.search(r"\b(LDG|STG)\.", text)]
             assert all(re.search(allowed, text) for text in moves), key
             assert sum("LDG" in text for text in moves) >= 4, key
             assert sum("STG" in text for text in moves) >= 2, key

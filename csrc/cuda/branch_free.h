@@ -80,12 +80,14 @@ PROXADAM_INLINE float reciprocal(BranchFree& math, float d) {
   return reciprocal_in_range(d);
 }
 
-// For 2^-126 <= b <= 2^125, and a zero or as large that residuals are exact, from 2^-101 on. A zero
-// keeps its sign. NaN, and noted in the end, where b is smaller, a infinite, or the quotient overflows.
+// For 2^-126 <= b <= 2^63, and a zero or from 2^-62 on: the residuals are then exact, and the quotient
+// is a normal number. A zero keeps its sign. NaN, and noted in the end, where b is smaller, a infinite,
+// or the quotient overflows.
 PROXADAM_INLINE float quotient(BranchFree& math, float a, float b) {
+  math.redo |= (as_bits(a) << 1) - 1 < (as_bits(0x1p-62f) << 1) - 1;
+  math.redo |= b > 0x1p63f;
   const float r = reciprocal_in_range(b);
-  float q = a * r;  // within 1.5 units in the last place
-  math.redo |= (a != 0) & ((fabsf(a) < 0x1p-101f) | (fabsf(q) < 0x1p-125f));
+  float q = a * r;                  // within 1.5 units in the last place
   q = fmaf(-fmaf(b, q, -a), r, q);  // within one
   return fmaf(-fmaf(b, q, -a), r, q);
 }

@@ -29,9 +29,10 @@ constexpr bool kIsBlackwell = false;
 template <typename param_t, typename state_t, bool amsgrad>
 constexpr int kBlocksPerMultiprocessor =
     sizeof(param_t) == 8                                         ? 2
-    : std::is_same<typename MathOf<param_t>::type, Exact>::value ? 3 - (amsgrad && kIsBlackwell)
-    : sizeof(state_t) == 2 && amsgrad                            ? 3 - kIsBlackwell
-                                                                 : 4 - (amsgrad && kIsBlackwell);
+    : kIsBlackwell                                               ? 3 - amsgrad
+    : std::is_same<typename MathOf<param_t>::type, Exact>::value ? 3
+    : sizeof(state_t) == 2 && amsgrad                            ? 3
+                                                                 : 4;
 
 constexpr int kAccess = 16;  // bytes
 
@@ -219,19 +220,41 @@ struct BlockConstants {
   bool skips;  // found_inf
 };
 
+// The number of the step that is being taken.
+template <typename opmath_t, int bytes>
+__device__ __forceinline__ double step_of(const LaunchTable<opmath_t, bytes>& table, int index) {
+  const auto& step = table.entry[index].step;
+  switch (table.step_kind[index]) {
+    case StepKind::kFloat32:
+      return *static_cast<const float*>(step.address) + 1.0;
+    case StepKind::kFloat64:
+      return *static_cast<const double*>(step.address) + 1.0;
+    case StepKind::kNumber:
+      break;
+  }
+  return step.number;
+}
+
+// Computes them once for all threads of a block, which all have to call it. A power takes longest, so
+// two threads of a warp take one each.
 template <typename opmath_t, int bytes>
 __device__ __forceinline__ BlockConstants<opmath_t> compute_constants(
     const LaunchTable<opmath_t, bytes>& table, int index) {
-  const Options options = read_numbers(table.sources[table.constants[index]]);
-  const StepKind kind = table.step_kind[index];
-  double step = table.entry[index].step.number;
-  if (kind == StepKind::kFloat32) {
-    step = *static_cast<const float*>(table.entry[index].step.address) + 1.0;
-  } else if (kind == StepKind::kFloat64) {
-    step = *static_cast<const double*>(table.entry[index].step.address) + 1.0;
+  __shared__ double powers[2];
+  __shared__ BlockConstants<opmath_t> shared;
+  Options options;
+  if (threadIdx.x < 2) {
+    options = read_numbers(table.sources[table.constants[index]]);
+    const double beta = threadIdx.x == 0 ? options.beta1.value : options.beta2.value;
+    powers[threadIdx.x] = pow(beta, step_of(table, index));
   }
-  return {step_constants<opmath_t>(options, step, read_or(table.grad_scale, 1)), update_of(options),
-          read_or(table.found_inf, 0) != 0};
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    shared = {step_constants<opmath_t>(options, powers[0], powers[1], read_or(table.grad_scale, 1)),
+              update_of(options), read_or(table.found_inf, 0) != 0};
+  }
+  __syncthreads();
+  return shared;
 }
 
 // The last entry whose first chunk is not behind `chunk`. Entries of about one size are found at
@@ -273,10 +296,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerMultiprocessor<param_t, s
   const int index = entry_of(table, blockIdx.x, gridDim.x);
   BlockConstants<opmath_t> block;
   if (table.computes_constants) {
-    __shared__ BlockConstants<opmath_t> shared;
-    if (threadIdx.x == 0) shared = compute_constants(table, index);
-    __syncthreads();
-    block = shared;
+    block = compute_constants(table, index);
     if (block.skips) return;
   } else {
     const KnownConstants<opmath_t>& known = table.known[table.constants[index]];
