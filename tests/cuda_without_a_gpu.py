@@ -43,7 +43,7 @@ def resources(arch: str) -> list[dict[str, object]]:
     """
     registers, rows = machine_code.registers(), []
     for (of, name), code in sorted(machine_code.instructions().items()):
-        match = re.search(r"prox_adam_kernelI(.*)Lb([01])E.Li31744E", name)
+        match = re.search(r"prox_adam_kernelI(.*)Lb([01])E.Li24576E", name)
         if of != arch or not match:
             continue
         dtypes = _dtypes(match[1])

@@ -46,13 +46,22 @@ def instructions() -> dict[tuple[str, str], list[tuple[int, str]]]:
 
 def registers() -> dict[tuple[str, str], int]:
     """Registers a thread of every kernel, by architecture and mangled name."""
+    return _usage("REG")
+
+
+def constant_bank() -> dict[tuple[str, str], int]:
+    """Bytes of the constant bank that has a kernel's arguments, likewise."""
+    return _usage("CONSTANT[0]")
+
+
+def _usage(resource: str) -> dict[tuple[str, str], int]:
     found, arch, name = {}, "", ""
     for line in cuobjdump("-res-usage").splitlines():
         if line.startswith("arch = "):
             arch = line.removeprefix("arch = ")
         elif match := re.match(r" Function (\S+):", line):
             name = match[1]
-        elif match := re.match(r"\s+REG:(\d+)", line):
+        elif match := re.search(rf"\b{re.escape(resource)}:(\d+)", line):
             found[arch, name] = int(match[1])
     return found
 

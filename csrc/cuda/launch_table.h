@@ -18,12 +18,12 @@ namespace proxadam {
 #endif
 constexpr int kThreads = PROXADAM_CUDA_THREADS;  // of a block
 
-// Bytes of arguments that a kernel takes. The small table costs less to pass. The large one ends where
-// the constant bank that it lies in has 2^15 bytes, less than the 32764 that CUDA allows: of an address
-// behind that, at an index that is not known, ptxas 13.0 makes a negative one.
+// Bytes of arguments that a kernel takes. The small table costs less to pass. CUDA allows 32764, but
+// the constant bank that they lie in begins with up to 7 KB of something else, and of an address
+// behind its 2^15th byte, at an index that is not known, ptxas 13.0 makes a negative one.
 constexpr int kSmallTable = 4096;
 #if CUDART_VERSION >= 12010
-constexpr int kLargeTable = 31 << 10;
+constexpr int kLargeTable = 24 << 10;
 #else
 constexpr int kLargeTable = kSmallTable;
 #endif
