@@ -67,6 +67,9 @@ bench() {
   step step 400 "$python" bench/step.py --device cuda --check --json "$out/step-cuda.json" \
     --seconds "${PROXADAM_CASE_SECONDS:-12}"
   say "$(grep -E '^(met|MISSED)' "$work/step.log")"
+  step train 120 "$python" bench/train_captured.py --steps 400 \
+    --json "$out/train-captured-cuda.json"
+  say "$(grep AdamW "$work/train.log")"
 }
 
 : >"$out/summary.txt"

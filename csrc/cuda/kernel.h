@@ -51,8 +51,6 @@ __device__ __forceinline__ scalar_t* at(void* buffer, int64_t i) {
 // As many elements as one instruction moves, of those that make a vector.
 template <typename scalar_t, int width>
 struct alignas(sizeof(scalar_t) * width < kAccess ? sizeof(scalar_t) * width : kAccess) Access {
-  static constexpr int kElements = sizeof(Access) / sizeof(scalar_t);
-
   scalar_t values[sizeof(scalar_t) * width < kAccess ? width : kAccess / sizeof(scalar_t)];
 };
 
