@@ -181,6 +181,7 @@ __device__ __forceinline__ void update_chunk(const StepConstants<typename Chunk:
   // know, the fewest registers.
   constexpr bool kMoves = sizeof(param_t) == sizeof(typename Chunk::opmath_t);
   const int stride = (kMoves ? kThreads : blockDim.x) * kWidth;
+  static_assert(kLongestChunk <= 32 * kThreads * kWidth, "more vectors than bits");
   uint32_t redo = 0;  // a bit for each of the thread's vectors
   uint32_t bit = 1;
   Chunk vectors = chunk;
