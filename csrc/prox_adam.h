@@ -7,8 +7,8 @@
 // No multiply is fused with an add (the build says -ffp-contract=off): a result then depends on no
 // instruction set, no vector width and no position in a tensor.
 //
-// Roots and divisions are asked of a `Math`, which is Exact unless a kernel brings another: one that
-// is as exact where it can be, and tells where it was not.
+// Roots and divisions are asked of a `Math`, which is Exact unless a kernel brings another: one
+// that is as exact where it can be, and tells where it was not.
 
 #pragma once
 
@@ -21,11 +21,11 @@ namespace proxadam {
 
 // What becomes of the parameter, X(name, prox): nothing where lr = 0, Adam's result, or a prox of
 // it. A prox is a line here, a function below, and a place in update_of().
-#define PROXADAM_UPDATES(X)               \
-  X(Frozen, no_prox)                      \
-  X(Adam, no_prox)                        \
-  X(AdaptiveL1, adaptive_soft_threshold)  \
-  X(Adaptive, adaptive_elastic_net)       \
+#define PROXADAM_UPDATES(X)              \
+  X(Frozen, no_prox)                     \
+  X(Adam, no_prox)                       \
+  X(AdaptiveL1, adaptive_soft_threshold) \
+  X(Adaptive, adaptive_elastic_net)      \
   X(Euclidean, euclidean_elastic_net)
 
 #define PROXADAM_ENUMERATOR(name, prox) k##name,

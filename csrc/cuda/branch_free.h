@@ -7,9 +7,9 @@
 //
 // That a sequence rounds correctly rests on the device's tables behind rsqrt.approx and rcp.approx.
 // roundings.cu compares them with IEEE's results for every float; architectures that passed are
-// listed below, and float32 steps on others stay with Exact. A quotient needs no table: with the correctly rounded
-// reciprocal it is correctly rounded (Markstein, Computation of elementary functions on the IBM
-// RISC System/6000 processor, 1990, theorem 7).
+// listed below, and float32 steps on others stay with Exact. A quotient needs no table: with the
+// correctly rounded reciprocal it is correctly rounded (Markstein, Computation of elementary
+// functions on the IBM RISC System/6000 processor, 1990, theorem 7).
 
 #pragma once
 
@@ -65,8 +65,8 @@ PROXADAM_INLINE float reciprocal_in_range(float x) {
   return fmaf(r, -fmaf(x, r, -1.0f), r);
 }
 
-// For 0 and from 2^-101 on. Infinite or NaN, and noted when it is divided by, where x is below zero,
-// -0, infinite or NaN.
+// For 0 and from 2^-101 on. Infinite or NaN, and noted when it is divided by, where x is below
+// zero, -0, infinite or NaN.
 PROXADAM_INLINE float square_root(BranchFree& math, float x) {
   math.redo |= as_bits(x) - 1 < as_bits(0x1p-101f) - 1;  // the residual below would be rounded
   const float r = min_or_nan(rsqrt_approx(x), 0x1p51f);  // finite, that 0 times it is 0
@@ -80,9 +80,9 @@ PROXADAM_INLINE float reciprocal(BranchFree& math, float d) {
   return reciprocal_in_range(d);
 }
 
-// For 2^-126 <= b <= 2^63, and a zero or from 2^-62 on: the residuals are then exact, and the quotient
-// is a normal number. A zero keeps its sign. NaN, and noted in the end, where b is smaller, a infinite,
-// or the quotient overflows.
+// For 2^-126 <= b <= 2^63, and a zero or from 2^-62 on: the residuals are then exact, and the
+// quotient is a normal number. A zero keeps its sign. NaN, and noted in the end, where b is
+// smaller, a infinite, or the quotient overflows.
 PROXADAM_INLINE float quotient(BranchFree& math, float a, float b) {
   math.redo |= (as_bits(a) << 1) - 1 < (as_bits(0x1p-62f) << 1) - 1;
   math.redo |= b > 0x1p63f;

@@ -24,8 +24,8 @@ constexpr bool kIsBlackwell = true;  // for which ptxas 13.0 takes some register
 constexpr bool kIsBlackwell = false;
 #endif
 
-// Blocks that a multiprocessor must hold at once: as many as the registers of the loop allow without
-// spilling. Each thread then has 48 bytes and more on their way.
+// Blocks that a multiprocessor must hold at once: as many as the registers of the loop allow
+// without spilling. Each thread then has 48 bytes and more on their way.
 template <typename param_t, typename state_t, bool amsgrad>
 constexpr int kBlocksPerMultiprocessor =
     sizeof(param_t) == 8                                         ? 2
@@ -125,8 +125,8 @@ __device__ __forceinline__ void with_grad(const Chunk& chunk, int i, F f) {
   }
 }
 
-// Updates the elements from i on; or writes nothing, where the Math cannot tell that it is right, and
-// returns false.
+// Updates the elements from i on; or writes nothing, where the Math cannot tell that it is right,
+// and returns false.
 template <Update update, bool amsgrad, int width, typename Math, typename Chunk>
 __device__ __forceinline__ bool update_elements(const StepConstants<typename Chunk::opmath_t>& c,
                                                 const Chunk& chunk, int i) {
@@ -177,8 +177,8 @@ __device__ __forceinline__ void update_chunk(const StepConstants<typename Chunk:
   if constexpr (amsgrad) beyond |= beyond_alignment(at<state_t>(buffers.max_exp_avg_sq, head));
   const int in_vectors = beyond == 0 ? (chunk.numel - head) / kWidth * kWidth : 0;
 
-  // Pointers that move cost the fewest instructions; an index, and a stride that the compiler does not
-  // know, the fewest registers.
+  // Pointers that move cost the fewest instructions; an index, and a stride that the compiler does
+  // not know, the fewest registers.
   constexpr bool kMoves = sizeof(param_t) == sizeof(typename Chunk::opmath_t);
   const int stride = (kMoves ? kThreads : blockDim.x) * kWidth;
   static_assert(kLongestChunk <= 32 * kThreads * kWidth, "more vectors than bits");
@@ -234,8 +234,8 @@ __device__ __forceinline__ double step_of(const LaunchTable<opmath_t, bytes>& ta
   return step.number;
 }
 
-// Computes them once for all threads of a block, which all have to call it. A power takes longest, so
-// two threads of a warp take one each.
+// Computes them once for all threads of a block, which all have to call it. A power takes longest,
+// so two threads of a warp take one each.
 template <typename opmath_t, int bytes>
 __device__ __forceinline__ BlockConstants<opmath_t> compute_constants(
     const LaunchTable<opmath_t, bytes>& table, int index) {

@@ -22,9 +22,9 @@ constexpr int kThreads = PROXADAM_CUDA_THREADS;  // of a block
 constexpr int kChunkStride = 8 * kThreads;
 constexpr int kLongestChunk = 8 * kChunkStride;
 
-// Bytes of arguments that a kernel takes. The small table costs less to pass. CUDA allows 32764, but
-// the constant bank that they lie in begins with up to 7 KB of something else, and of an address
-// behind its 2^15th byte, at an index that is not known, ptxas 13.0 makes a negative one.
+// Bytes of arguments that a kernel takes. The small table costs less to pass. CUDA allows 32764,
+// but the constant bank that they lie in begins with up to 7 KB of something else, and of an
+// address behind its 2^15th byte, at an index that is not known, ptxas 13.0 makes a negative one.
 constexpr int kSmallTable = 4096;
 #if CUDART_VERSION >= 12010
 constexpr int kLargeTable = 24 << 10;

@@ -92,8 +92,8 @@ class CudaKernel : public Kernel {
 
   void run(const TensorTable& table) override { step_cuda(table, blocks_at_once_); }
 
-  // Brings the kernels to a device, once: while a graph is captured it would be too late. The device
-  // is not stepped on where that fails, until a later call succeeds.
+  // Brings the kernels to a device, once: while a graph is captured it would be too late. The
+  // device is not stepped on where that fails, until a later call succeeds.
   void load(int device) {
     if (static_cast<std::size_t>(device) >= loaded_.size() || loaded_[device]) return;
     usable_[device] = false;
@@ -112,9 +112,11 @@ class CudaKernel : public Kernel {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "The proximal Adam step on CUDA devices. proxadam.backends is its only user.";
   auto kernel = std::make_unique<CudaKernel>();
-  m.def("load", [kernel = kernel.get()](int device) { kernel->load(device); }, py::arg("device"),
-        "Load every kernel to a device, once: while a graph is captured it would be too late. Raises\n"
-        "RuntimeError where the device cannot run them; it is then none that the kernel steps on.");
+  m.def(
+      "load", [kernel = kernel.get()](int device) { kernel->load(device); }, py::arg("device"),
+      "Load every kernel to a device, once: while a graph is captured it would be too late. "
+      "Raises\n"
+      "RuntimeError where the device cannot run them; it is then none that the kernel steps on.");
   define_protocol(m, std::move(kernel));
   m.def("chunk_for", &chunk_for, py::arg("numel"), py::arg("blocks_at_once"),
         "Elements of a chunk, for a launch over so many elements on such a device; for tests.");
@@ -125,9 +127,9 @@ PYBIND11_MODULE(_cuda, m) {
         const RoundingCounts counts = count_roundings(device, stride);
         py::gil_scoped_acquire gil;
         py::dict found;
-        for (const auto& [name, of] : {std::pair{"square_root", counts.square_root},
-                                       std::pair{"reciprocal", counts.reciprocal},
-                                       std::pair{"quotient", counts.quotient}}) {
+        for (const auto& [name, of] :
+             {std::pair{"square_root", counts.square_root},
+              std::pair{"reciprocal", counts.reciprocal}, std::pair{"quotient", counts.quotient}}) {
           found[name] = py::make_tuple(of.judged, of.wrong);
         }
         return found;

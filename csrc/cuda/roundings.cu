@@ -1,7 +1,5 @@
 // Compares branch_free.h with the compiler's own roots and divisions, float by float.
 
-#include "roundings.h"
-
 #include <cuda_runtime.h>
 
 #include <vector>  // for vector
@@ -9,6 +7,7 @@
 #include "branch_free.h"   // for BranchFree, quotient, reciprocal, square_root
 #include "device.h"        // for check_cuda, DeviceGuard
 #include "launch_table.h"  // for kThreads
+#include "roundings.h"
 
 namespace proxadam {
 namespace {

@@ -228,8 +228,7 @@ std::int32_t chunk_for(std::int64_t numel, int blocks_at_once) {
   // One round of blocks over the device; whole vectors of every type for every thread.
   const std::int64_t round = std::int64_t{kChunkStride} * std::max(1, blocks_at_once);
   const std::int64_t strides = std::max<std::int64_t>((numel + round - 1) / round, 1);
-  return static_cast<std::int32_t>(
-      std::min<std::int64_t>(strides * kChunkStride, kLongestChunk));
+  return static_cast<std::int32_t>(std::min<std::int64_t>(strides * kChunkStride, kLongestChunk));
 }
 
 void step_cuda(const TensorTable& table, const std::vector<BlocksAtOnce>& blocks_at_once) {

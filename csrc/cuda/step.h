@@ -12,8 +12,8 @@
 
 namespace proxadam {
 
-// How many blocks of a kernel a device runs at once, by the place of its types in kTensorTypes and by
-// amsgrad.
+// How many blocks of a kernel a device runs at once, by the place of its types in kTensorTypes and
+// by amsgrad.
 using BlocksAtOnce = std::array<std::array<int, 2>, std::size(kTensorTypes)>;
 
 // Queues the update of every entry, in place, on the streams of its devices, and of the counters
@@ -26,8 +26,9 @@ void step_cuda(const TensorTable& table, const std::vector<BlocksAtOnce>& blocks
 // Throws std::runtime_error where the device cannot run them.
 BlocksAtOnce load_kernels(int device);
 
-// Elements of a chunk for a launch over `numel` elements: small lists are spread over the blocks that
-// the device runs at once, large ones cut into pieces that are long enough to be worth a block.
+// Elements of a chunk for a launch over `numel` elements: small lists are spread over the blocks
+// that the device runs at once, large ones cut into pieces that are long enough to be worth a
+// block.
 std::int32_t chunk_for(std::int64_t numel, int blocks_at_once);
 
 }  // namespace proxadam
