@@ -12,8 +12,8 @@ namespace proxadam {
 namespace PROXADAM_CPU_CAPABILITY {
 namespace {
 
-// Exact, with the bound of 1 / d out of the compiler's sight: GCC compares with a literal and blends,
-// where one minimum does both.
+// Exact, with the bound of 1 / d out of the compiler's sight: with a literal GCC compares and blends
+// where a minimum would do.
 template <typename opmath_t>
 struct Bounded : Exact {
   opmath_t largest_inverse = 1 / smallest_normal(opmath_t(0));
