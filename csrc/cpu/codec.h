@@ -2,6 +2,8 @@
 // run time, for each buffer its own, so that a storage format costs two conversion loops and no
 // update loop.
 
+#pragma once
+
 #include "../scalar_types.h"
 
 #ifndef PROXADAM_CPU_CAPABILITY
@@ -21,7 +23,7 @@ namespace PROXADAM_CPU_CAPABILITY {
 namespace {
 
 // Elements of a tile: five of floats stay in any first-level cache.
-constexpr int64_t kTile = 1024;
+constexpr int64_t kTile = 512;
 
 // How a tile is rounded. The key of stochastic rounding belongs here; its other half, the index of
 // an element in the tensor, is `begin` and on.
@@ -37,7 +39,19 @@ struct Codec {
   void (*store)(const opmath_t* tile, int64_t begin, int64_t numel, void* buffer, Rounding how);
 };
 
-// 16-bit formats by whole registers, as far as these are filled.
+#if defined(PROXADAM_VECTORS)
+// kFloats elements of a 16-bit format.
+template <typename scalar_t>
+PROXADAM_INLINE void widen_vector(const scalar_t* from, float* to) {
+  store_floats(widen_floats(from), to);
+}
+// kHalves elements.
+template <typename scalar_t>
+PROXADAM_INLINE void narrow_vectors(const float* from, scalar_t* to, Rounding how) {
+  const Halves halves = narrow_floats(load_floats(from), load_floats(from + kFloats), to);
+  store_halves(how.drops_zero_signs ? drop_zero_signs(halves) : halves, to);
+}
+#endif
 
 template <typename scalar_t, typename opmath_t>
 void load(const void* buffer, int64_t begin, int64_t numel, opmath_t* tile) {
@@ -45,7 +59,7 @@ void load(const void* buffer, int64_t begin, int64_t numel, opmath_t* tile) {
   int64_t i = 0;
 #if defined(PROXADAM_VECTORS)
   if constexpr (is_16_bit(kScalarType<scalar_t>)) {
-    for (; i + kFloats <= numel; i += kFloats) store_floats(widen_floats(from + i), tile + i);
+    for (; i + kFloats <= numel; i += kFloats) widen_vector(from + i, tile + i);
   }
 #endif
   for (; i < numel; ++i) tile[i] = widen(from[i]);
@@ -57,12 +71,7 @@ void store(const opmath_t* tile, int64_t begin, int64_t numel, void* buffer, Rou
   int64_t rest = 0;
 #if defined(PROXADAM_VECTORS)
   if constexpr (is_16_bit(kScalarType<scalar_t>)) {
-    for (; rest + 2 * kFloats <= numel; rest += 2 * kFloats) {
-      const Floats first = load_floats(tile + rest);
-      const Floats second = load_floats(tile + rest + kFloats);
-      const Halves halves = narrow_floats(first, second, to);
-      store_halves(how.drops_zero_signs ? drop_zero_signs(halves) : halves, to + rest);
-    }
+    for (; rest + kHalves <= numel; rest += kHalves) narrow_vectors(tile + rest, to + rest, how);
   }
 #endif
   for (int64_t i = rest; i < numel; ++i) narrow(tile[i], to[i]);

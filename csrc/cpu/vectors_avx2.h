@@ -1,5 +1,7 @@
 // The 16-bit formats in registers of AVX2 and F16C, to the bits of widen() and narrow().
 
+#pragma once
+
 #include <immintrin.h>  // for AVX2, F16C
 
 #include "../scalar_types.h"  // for bfloat16, float16
@@ -11,6 +13,7 @@ namespace {
 using Floats = __m256;
 using Halves = __m256i;  // what two Floats are narrowed to
 constexpr int64_t kFloats = 8;
+constexpr int64_t kHalves = 16;
 
 PROXADAM_INLINE Floats load_floats(const float* from) { return _mm256_loadu_ps(from); }
 PROXADAM_INLINE void store_floats(Floats x, float* to) { _mm256_storeu_ps(to, x); }

@@ -1,5 +1,7 @@
 // The 16-bit formats in registers of AVX-512, to the bits of widen() and narrow().
 
+#pragma once
+
 #include <immintrin.h>  // for AVX-512
 
 #include "../scalar_types.h"  // for bfloat16, float16
@@ -11,6 +13,7 @@ namespace {
 using Floats = __m512;
 using Halves = __m512i;  // what two Floats are narrowed to
 constexpr int64_t kFloats = 16;
+constexpr int64_t kHalves = 32;
 
 PROXADAM_INLINE Floats load_floats(const float* from) { return _mm512_loadu_ps(from); }
 PROXADAM_INLINE void store_floats(Floats x, float* to) { _mm512_storeu_ps(to, x); }

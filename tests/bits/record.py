@@ -83,7 +83,7 @@ DECAYS = {
 # The second has 1 − beta1 ≥ ½, where the lerp takes its other branch.
 BETAS = ((0.9, 0.999), (0.3, 0.97))
 # Elements of each tensor, and those between it and the tensor before it, which lies in the same
-# storage. The kernel's tiles were of 512 elements and are of 1024, its chunks of 16384.
+# storage. The kernel's tiles are of 512 elements, its chunks of 16384.
 SMALL = [(0, 0), (1, 3), (7, 1), (64, 5), (513, 8), (513, 3), (513, 4)]
 LARGE = [(20_001, 7)]
 FIRST_STEPS = (0, 24)  # in turns: parameters of one call need not have taken the same steps
