@@ -16,7 +16,7 @@ namespace {
 
 // So few elements that the processor converts the next ones, and asks memory for those behind them,
 // while it still divides in these.
-constexpr int64_t kFew = 64;
+constexpr int64_t kFew = 128;
 
 // The first element of the range that is left.
 template <typename scalar_t, Update update>
