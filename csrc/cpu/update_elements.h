@@ -9,8 +9,8 @@ namespace proxadam {
 namespace PROXADAM_CPU_CAPABILITY {
 namespace {
 
-// Exact, with the bound of 1 / d out of the compiler's sight: with a literal GCC compares and blends
-// where a minimum would do.
+// Exact, with the bound of 1 / d out of the compiler's sight: with a literal GCC compares and
+// blends where a minimum would do.
 template <typename opmath_t>
 struct Bounded : Exact {
   opmath_t largest_inverse = 1 / smallest_normal(opmath_t(0));
@@ -21,9 +21,10 @@ PROXADAM_INLINE opmath_t reciprocal(Bounded<opmath_t>& math, opmath_t d) {
   return inverse > math.largest_inverse ? math.largest_inverse : inverse;
 }
 
-// The loop that everything else is there for, over at most kTile elements. It knows one type: codecs
-// do the rest. It runs twice, over denominators and over what they divide: by the second time these
-// are known, where one loop would fill the processor's queues with what waits for a root.
+// The loop that everything else is there for, over at most kTile elements. It knows one type:
+// codecs do the rest. It runs twice, over denominators and over what they divide: by the second
+// time these are known, where one loop would fill the processor's queues with what waits for a
+// root.
 template <typename opmath_t, Update update, bool amsgrad, bool unscale>
 PROXADAM_INLINE void update_elements(const StepConstants<opmath_t>& c, Bounded<opmath_t> math,
                                      opmath_t* __restrict params, opmath_t* __restrict grads,

@@ -18,9 +18,9 @@ namespace {
 // while it still divides in these.
 constexpr int64_t kFew = 128;
 
-// The first element of the range that is left.
+// Returns the first element that is left.
 template <typename scalar_t, Update update>
-int64_t update_halves(const Range& range, Bounded<float> math) {
+int64_t halves_loop(const Range& range, Bounded<float> math) {
   const StepConstants<float> c = *range.constants;  // a copy, which no store can change
   scalar_t* const params = static_cast<scalar_t*>(range.buffers.param);
   const scalar_t* const grads = static_cast<const scalar_t*>(range.buffers.grad);
@@ -49,31 +49,32 @@ int64_t update_halves(const Range& range, Bounded<float> math) {
 }
 
 template <typename scalar_t>
-int64_t update_halves_of(const Range& range) {
-  using Loop = int64_t (*)(const Range&, Bounded<float>);
-  Loop loop = nullptr;
-  switch (range.update) {
-#define PROXADAM_CASE(name, prox)                           \
-  case Update::k##name:                                     \
-    loop = update_halves<scalar_t, Update::k##name>;        \
-    break;
+auto halves_loop_for(Update update) {
+  switch (update) {
+#define PROXADAM_CASE(name, prox) \
+  case Update::k##name:           \
+    return halves_loop<scalar_t, Update::k##name>;
     PROXADAM_UPDATES(PROXADAM_CASE)
 #undef PROXADAM_CASE
   }
-  return loop(range, {});
+  return decltype(&halves_loop<scalar_t, Update::kAdam>){};
 }
 
 #endif
 
-// Updates what it can of a range, and returns the first element that is left: nothing is done unless
-// parameter, gradient and moments are stored alike, and neither amsgrad nor AMP is at work.
+// Updates what it can of a range, and returns the first element that is left: nothing is done
+// unless parameter, gradient and moments are stored alike, and neither amsgrad nor AMP is at work.
 PROXADAM_INLINE int64_t update_halves(const Range& range) {
 #if defined(PROXADAM_VECTORS)
   const TensorTypes& types = range.types;
   const bool alike = types.param == types.grad && types.param == types.state;
   if (alike && !range.buffers.max_exp_avg_sq && !range.unscale) {
-    if (types.param == ScalarType::kBFloat16) return update_halves_of<bfloat16>(range);
-    if (types.param == ScalarType::kFloat16) return update_halves_of<float16>(range);
+    if (types.param == ScalarType::kBFloat16) {
+      return halves_loop_for<bfloat16>(range.update)(range, {});
+    }
+    if (types.param == ScalarType::kFloat16) {
+      return halves_loop_for<float16>(range.update)(range, {});
+    }
   }
 #endif
   return range.begin;

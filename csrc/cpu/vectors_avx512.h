@@ -48,9 +48,9 @@ PROXADAM_INLINE Halves narrow_floats(Floats first, Floats second, const bfloat16
     return Halves(_mm512_cvtne2ps_pbh(second, first));
   }
 #endif
-  const __m512i upper_halves = _mm512_set_epi16(
-      63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,  //
-      31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i upper_halves =
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,  //
+                       31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   return _mm512_permutex2var_epi16(round_to_upper_half(first), upper_halves,
                                    round_to_upper_half(second));
 }
