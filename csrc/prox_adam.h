@@ -220,14 +220,10 @@ PROXADAM_INLINE constexpr bool has_prox(Update update) {
   return update != Update::kFrozen && update != Update::kAdam;
 }
 
-// One element's step, in opmath precision: param, exp_avg, exp_avg_sq (and max_exp_avg_sq with
-// amsgrad) are replaced by their new values.
-template <Update update, bool amsgrad, typename Math, typename opmath_t>
-PROXADAM_INLINE void prox_adam_update(Math& math, const StepConstants<opmath_t>& c, opmath_t grad,
-                                      opmath_t& param, opmath_t& exp_avg, opmath_t& exp_avg_sq,
-                                      opmath_t& max_exp_avg_sq) {
-  const opmath_t denom =
-      update_moments<amsgrad>(math, c, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
+// Replaces the parameter by its new value, from the new first moment and the denominator.
+template <Update update, typename Math, typename opmath_t>
+PROXADAM_INLINE void update_param(Math& math, const StepConstants<opmath_t>& c, opmath_t exp_avg,
+                                  opmath_t denom, opmath_t& param) {
   if (update == Update::kFrozen) return;
   param = c.decay_factor * param;
   if (has_prox(update)) {
@@ -240,6 +236,17 @@ PROXADAM_INLINE void prox_adam_update(Math& math, const StepConstants<opmath_t>&
     param = param - quotient(math, c.step_size * exp_avg, denom);
   }
   inspect(math, param);
+}
+
+// One element's step, in opmath precision: param, exp_avg, exp_avg_sq (and max_exp_avg_sq with
+// amsgrad) are replaced by their new values.
+template <Update update, bool amsgrad, typename Math, typename opmath_t>
+PROXADAM_INLINE void prox_adam_update(Math& math, const StepConstants<opmath_t>& c, opmath_t grad,
+                                      opmath_t& param, opmath_t& exp_avg, opmath_t& exp_avg_sq,
+                                      opmath_t& max_exp_avg_sq) {
+  const opmath_t denom =
+      update_moments<amsgrad>(math, c, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
+  update_param<update>(math, c, exp_avg, denom, param);
 }
 
 }  // namespace proxadam

@@ -32,7 +32,7 @@ struct float16 {
 enum class ScalarType : uint8_t { PROXADAM_SCALAR_TYPES(PROXADAM_ENUMERATOR) };
 #undef PROXADAM_ENUMERATOR
 
-PROXADAM_INLINE bool is_16_bit(ScalarType type) {
+PROXADAM_INLINE constexpr bool is_16_bit(ScalarType type) {
   return type == ScalarType::kBFloat16 || type == ScalarType::kFloat16;
 }
 

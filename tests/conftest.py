@@ -31,10 +31,11 @@ class Backend:
 
 
 FUSED, LOOP, FOREACH = ({"fused": True}, {"fused": False, "foreach": False}, {"foreach": True})
+CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16")
 ON_CPU = [
     Backend("loop", LOOP),
     Backend("foreach", FOREACH),
-    *(Backend(f"cpu-{c}", FUSED, capability=c) for c in ("baseline", "avx2", "avx512")),
+    *(Backend(f"cpu-{c}", FUSED, capability=c) for c in CAPABILITIES),
 ]
 ON_CUDA = [
     Backend("cuda", FUSED, device="cuda", step_on_device=True),

@@ -65,7 +65,8 @@ def test_same_bits_for_every_instruction_set(kernel_module, storage):
     assert all(_equal(results[0], other) for other in results[1:])
 
 
-def test_same_bits_when_a_tensor_is_split_or_lies_elsewhere(kernel_module, storage):  # noqa: ARG001
+@pytest.mark.parametrize("amsgrad", [False, True], ids=["", "amsgrad"])
+def test_same_bits_when_a_tensor_is_split_or_lies_elsewhere(kernel_module, storage, amsgrad):  # noqa: ARG001
     """One tensor, the same numbers in uneven pieces, and at every misalignment."""
     numel = 40_001
     values = torch.randn(numel).to(storage.param)
@@ -77,7 +78,7 @@ def test_same_bits_when_a_tensor_is_split_or_lies_elsewhere(kernel_module, stora
         pieces = [
             storage.parameter(buffer[offset + a : offset + b]) for a, b in itertools.pairwise(cuts)
         ]
-        optimizer = ProxAdam(pieces, **OPTIONS, **storage.options)
+        optimizer = ProxAdam(pieces, **{**OPTIONS, "amsgrad": amsgrad}, **storage.options)
         for grad in grads:
             for piece, (a, b) in zip(pieces, itertools.pairwise(cuts), strict=True):
                 piece.grad = grad[a:b]

@@ -360,7 +360,7 @@ class Steps(RuleBasedStateMachine):
 
     # ---- how a step is taken ------------------------------------------------------------------
 
-    @rule(count=st.integers(1, 4), capability=st.integers(0, 2))
+    @rule(count=st.integers(1, 4), capability=st.integers(0, 3))
     def step_on_threads(self, count, capability):
         self.threads = count
         if self.kernel:

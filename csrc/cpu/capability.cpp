@@ -15,6 +15,11 @@ std::vector<Capability> capabilities() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     found.push_back({"avx512", avx512::update_range});
+#ifdef PROXADAM_AVX512_BF16_UNIT
+    if (__builtin_cpu_supports("avx512bf16")) {
+      found.push_back({"avx512_bf16", avx512_bf16::update_range});
+    }
+#endif
   }
 #endif
   return found;

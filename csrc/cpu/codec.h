@@ -1,15 +1,21 @@
 // From a storage format to the type of computation and back, a tile at a time. Codecs are picked at
 // run time, for each buffer its own, so that a storage format costs two conversion loops and no
-// update loop.
+// update loop; what update_halves.h has is faster without.
 
-#if defined(__F16C__)
-#include <immintrin.h>  // for _mm256_cvtph_ps, _mm256_cvtps_ph
-#endif
+#pragma once
 
 #include "../scalar_types.h"
 
 #ifndef PROXADAM_CPU_CAPABILITY
 #error "name the instruction set's namespace in PROXADAM_CPU_CAPABILITY"
+#endif
+
+#if defined(__AVX512BW__)
+#include "vectors_avx512.h"
+#define PROXADAM_VECTORS
+#elif defined(__AVX2__) && defined(__F16C__)
+#include "vectors_avx2.h"
+#define PROXADAM_VECTORS
 #endif
 
 namespace proxadam {
@@ -33,48 +39,44 @@ struct Codec {
   void (*store)(const opmath_t* tile, int64_t begin, int64_t numel, void* buffer, Rounding how);
 };
 
-// The first element that these have not converted.
-template <typename scalar_t, typename opmath_t>
-PROXADAM_INLINE int64_t widen_vectors(const scalar_t*, int64_t, opmath_t*) {
-  return 0;
+#if defined(PROXADAM_VECTORS)
+// kFloats elements of a 16-bit format.
+template <typename scalar_t>
+PROXADAM_INLINE void widen_vector(const scalar_t* from, float* to) {
+  store_floats(widen_floats(from), to);
 }
-template <typename scalar_t, typename opmath_t>
-PROXADAM_INLINE int64_t narrow_vectors(const opmath_t*, int64_t, scalar_t*) {
-  return 0;
-}
-
-#if defined(__F16C__)
-// Measured: the portable float16 conversions alone took longer than the update.
-PROXADAM_INLINE int64_t widen_vectors(const float16* from, int64_t numel, float* to) {
-  int64_t i = 0;
-  for (; i + 8 <= numel; i += 8) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(halves));
-  }
-  return i;
-}
-PROXADAM_INLINE int64_t narrow_vectors(const float* from, int64_t numel, float16* to) {
-  int64_t i = 0;
-  for (; i + 8 <= numel; i += 8) {
-    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
-  }
-  return i;
+// kHalves elements.
+template <typename scalar_t>
+PROXADAM_INLINE void narrow_vectors(const float* from, scalar_t* to, Rounding how) {
+  const Halves halves = narrow_floats(load_floats(from), load_floats(from + kFloats), to);
+  store_halves(how.drops_zero_signs ? drop_zero_signs(halves) : halves, to);
 }
 #endif
 
 template <typename scalar_t, typename opmath_t>
 void load(const void* buffer, int64_t begin, int64_t numel, opmath_t* tile) {
   const scalar_t* from = static_cast<const scalar_t*>(buffer) + begin;
-  for (int64_t i = widen_vectors(from, numel, tile); i < numel; ++i) tile[i] = widen(from[i]);
+  int64_t i = 0;
+#if defined(PROXADAM_VECTORS)
+  if constexpr (is_16_bit(kScalarType<scalar_t>)) {
+    for (; i + kFloats <= numel; i += kFloats) widen_vector(from + i, tile + i);
+  }
+#endif
+  for (; i < numel; ++i) tile[i] = widen(from[i]);
 }
 
 template <typename scalar_t, typename opmath_t>
 void store(const opmath_t* tile, int64_t begin, int64_t numel, void* buffer, Rounding how) {
   scalar_t* to = static_cast<scalar_t*>(buffer) + begin;
-  for (int64_t i = narrow_vectors(tile, numel, to); i < numel; ++i) narrow(tile[i], to[i]);
+  int64_t rest = 0;
+#if defined(PROXADAM_VECTORS)
+  if constexpr (is_16_bit(kScalarType<scalar_t>)) {
+    for (; rest + kHalves <= numel; rest += kHalves) narrow_vectors(tile + rest, to + rest, how);
+  }
+#endif
+  for (int64_t i = rest; i < numel; ++i) narrow(tile[i], to[i]);
   if (!how.drops_zero_signs) return;
-  for (int64_t i = 0; i < numel; ++i) drop_zero_sign(to[i]);
+  for (int64_t i = rest; i < numel; ++i) drop_zero_sign(to[i]);
 }
 
 template <typename scalar_t, typename opmath_t>

@@ -33,5 +33,8 @@ void update_range(const Range& range);
 namespace avx512 {
 void update_range(const Range& range);
 }
+namespace avx512_bf16 {
+void update_range(const Range& range);
+}
 
 }  // namespace proxadam

@@ -1,32 +1,19 @@
 // The CPU loop over a range of one tensor.
 //
 // Included once by each instruction set's unit, which names its namespace first. No standard C++
-// header is included here: an inline function compiled for AVX-512 must not reach the linker.
+// header is included here or below: an inline function compiled for AVX-512 must not reach the
+// linker.
 
 #include "../prox_adam.h"
 #include "../scalar_types.h"
 #include "codec.h"
 #include "range.h"
+#include "update_elements.h"
+#include "update_halves.h"
 
 namespace proxadam {
 namespace PROXADAM_CPU_CAPABILITY {
 namespace {
-
-// The loop that everything else is there for. It knows one type: codecs do the rest.
-template <typename opmath_t, Update update, bool amsgrad, bool unscale>
-void update_elements(const StepConstants<opmath_t>& c, opmath_t* __restrict params,
-                     opmath_t* __restrict grads, opmath_t* __restrict exp_avgs,
-                     opmath_t* __restrict exp_avg_sqs, opmath_t* __restrict max_exp_avg_sqs,
-                     int64_t numel) {
-  for (int64_t i = 0; i < numel; ++i) {
-    if (unscale) grads[i] = grads[i] / c.grad_scale;
-    opmath_t max_exp_avg_sq = amsgrad ? max_exp_avg_sqs[i] : opmath_t(0);
-    Exact math;
-    prox_adam_update<update, amsgrad>(math, c, grads[i], params[i], exp_avgs[i], exp_avg_sqs[i],
-                                      max_exp_avg_sq);
-    if (amsgrad) max_exp_avg_sqs[i] = max_exp_avg_sq;
-  }
-}
 
 template <typename opmath_t, Update update>
 auto with_flags(bool amsgrad, bool unscale) {
@@ -62,7 +49,7 @@ void update_in(const Range& range) {
   Tile<opmath_t> max_exp_avg_sqs(buffers.max_exp_avg_sq, range.types.state);
   for (int64_t begin = range.begin; begin < range.end; begin += kTile) {
     const int64_t numel = range.end - begin < kTile ? range.end - begin : kTile;
-    loop(c, params.load(begin, numel), grads.load(begin, numel), exp_avgs.load(begin, numel),
+    loop(c, {}, params.load(begin, numel), grads.load(begin, numel), exp_avgs.load(begin, numel),
          exp_avg_sqs.load(begin, numel), max_exp_avg_sqs.load(begin, numel), numel);
     if (range.update != Update::kFrozen) {
       params.store(begin, numel, {has_prox(range.update)});
@@ -78,7 +65,9 @@ void update_in(const Range& range) {
 
 void update_range(const Range& range) {
   if (range.types.param == ScalarType::kFloat64) return update_in<double>(range);
-  update_in<float>(range);
+  Range rest = range;
+  rest.begin = update_halves(range);
+  update_in<float>(rest);
 }
 
 }  // namespace PROXADAM_CPU_CAPABILITY

@@ -1,0 +1,70 @@
+// The 16-bit formats in registers of AVX-512, to the bits of widen() and narrow().
+
+#pragma once
+
+#include <immintrin.h>  // for AVX-512
+
+#include "../scalar_types.h"  // for bfloat16, float16
+
+namespace proxadam {
+namespace PROXADAM_CPU_CAPABILITY {
+namespace {
+
+using Floats = __m512;
+using Halves = __m512i;  // what two Floats are narrowed to
+constexpr int64_t kFloats = 16;
+constexpr int64_t kHalves = 32;
+
+PROXADAM_INLINE Floats load_floats(const float* from) { return _mm512_loadu_ps(from); }
+PROXADAM_INLINE void store_floats(Floats x, float* to) { _mm512_storeu_ps(to, x); }
+PROXADAM_INLINE void store_halves(Halves x, void* to) { _mm512_storeu_si512(to, x); }
+
+PROXADAM_INLINE __m256i load_packed(const void* from) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+PROXADAM_INLINE Floats widen_floats(const bfloat16* from) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_packed(from)), 16));
+}
+PROXADAM_INLINE Floats widen_floats(const float16* from) {
+  return _mm512_cvtph_ps(load_packed(from));
+}
+
+// Rounded to a bfloat16 in the upper half of each lane.
+PROXADAM_INLINE __m512i round_to_upper_half(Floats x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_mask_or_epi32(_mm512_add_epi32(bits, half), is_nan, bits,
+                              _mm512_set1_epi32(0x400000));
+}
+PROXADAM_INLINE Halves narrow_floats(Floats first, Floats second, const bfloat16*) {
+#if defined(__AVX512BF16__)
+  // This instruction takes subnormals for zeros.
+  constexpr int kSubnormal = 0x20;
+  const __mmask16 in_first = _mm512_fpclass_ps_mask(first, kSubnormal);
+  const __mmask16 in_second = _mm512_fpclass_ps_mask(second, kSubnormal);
+  if (__builtin_expect((in_first | in_second) == 0, 1)) {
+    return Halves(_mm512_cvtne2ps_pbh(second, first));
+  }
+#endif
+  const __m512i upper_halves =
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,  //
+                       31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_permutex2var_epi16(round_to_upper_half(first), upper_halves,
+                                   round_to_upper_half(second));
+}
+PROXADAM_INLINE Halves narrow_floats(Floats first, Floats second, const float16*) {
+  const __m256i low = _mm512_cvtps_ph(first, _MM_FROUND_TO_NEAREST_INT);
+  const __m256i high = _mm512_cvtps_ph(second, _MM_FROUND_TO_NEAREST_INT);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+PROXADAM_INLINE Halves drop_zero_signs(Halves x) {
+  const __mmask32 other = _mm512_cmpneq_epi16_mask(x, _mm512_set1_epi16(-0x8000));
+  return _mm512_maskz_mov_epi16(other, x);
+}
+
+}  // namespace
+}  // namespace PROXADAM_CPU_CAPABILITY
+}  // namespace proxadam
