@@ -379,10 +379,10 @@ def test_a_lazily_negated_step_is_refused_before_anything_is_written(any_backend
 
 # ---- what is asked of libtorch ----------------------------------------------------------------
 
-WITHOUT_FUNCTIONS = """
+OTHER_FUNCTIONS = """
 import sys, pytest
 from proxadam import backends
-backends.FUNCTIONS = {ours: f for ours, f in backends.FUNCTIONS.items() if ours not in MISSING}
+backends.FUNCTIONS |= FUNCTIONS
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "turned_away or changes", FILE]))
 """
 BOUND_IN_A_MODE = """
@@ -398,10 +398,18 @@ assert torch._C._is_cow_tensor(group.grads[0])
 """
 
 
-@pytest.mark.parametrize("missing", [["sizes"], [*backends.FUNCTIONS]], ids=["sizes", "all"])
-def test_functions_that_are_not_there(kernel_module, missing):  # noqa: ARG001
+@pytest.mark.parametrize(
+    "functions",
+    [
+        {"sizes": "not_there"},
+        dict.fromkeys(backends.FUNCTIONS, "not_there"),
+        {"strides": "aoti_torch_get_sizes", "is_neg": backends.FUNCTIONS["is_inference"]},
+    ],
+    ids=["one is missing", "all are missing", "two are wrong"],
+)
+def test_functions_that_cannot_be_believed(kernel_module, functions):  # noqa: ARG001
     """DLPack's exchange table and the methods of tensors tell the same."""
-    _run(f"MISSING = {missing}\nFILE = {__file__!r}\n{WITHOUT_FUNCTIONS}")
+    _run(f"FUNCTIONS = {functions}\nFILE = {__file__!r}\n{OTHER_FUNCTIONS}")
 
 
 @pytest.mark.parametrize("mode", ["FakeTensorMode()", "torch.device('meta')"])
