@@ -6,13 +6,14 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import Parameter
 
-from proxadam import ProxAdam, prox_adam
+from proxadam import ProxAdam, backends, prox_adam
 from tools import HIDES_GPUS, assert_same_bits, error_of, quantised, snapshot, weights
 
 LISTS = ("params", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
@@ -275,6 +276,56 @@ def test_a_gradient_without_memory():
     assert_same_bits(param.detach(), before)
 
 
+def leaked_from(transform, *shape):
+    """A tensor that outlived the transform that wrapped it."""
+    seen = []
+    transform(lambda x: (seen.append(x), x.sum())[1])(torch.ones(*shape))
+    return seen[0]
+
+
+WRAPPED = {
+    "functionalized": lambda: torch._to_functional_tensor(torch.ones(SHAPE)),
+    "grad": lambda: leaked_from(torch.func.grad, SHAPE),
+    "vmap": lambda: leaked_from(torch.vmap, (2, *SHAPE)),
+    "nested": lambda: torch._nested_tensor_from_tensor_list([torch.ones(2), torch.ones(3)]),
+    "mkldnn": lambda: torch.ones(SHAPE).to_mkldnn(),
+    "csr": lambda: torch.ones(SHAPE).to_sparse_csr(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta) st:UserWarning")
+@pytest.mark.parametrize("name", LISTS[:-1])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_what_only_wraps_memory_is_turned_away(kernel_module, kind, name):
+    group = group_of()
+    getattr(group, name)[0] = WRAPPED[kind]()
+    plan = kernel_module.admit([group])
+    assert plan.rejected in ([(0, 0, "no_view", name)], [(0, 0, "no_memory", name)])
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["stepped", "refused"])
+def test_a_gradient_that_is_a_lazy_clone_goes_on_sharing(kernel_module, refused):
+    group = group_of(count=2)
+    group.grads[0] = torch._lazy_clone(group.grads[1])
+    if refused:
+        group.params[0] = torch.ones(SHAPE).int()
+    plan = kernel_module.admit([group])
+    assert (plan is not None) == refused
+    assert all(map(torch._C._is_cow_tensor, group.grads))
+
+
+def test_a_lazy_clone_is_written_in_memory_of_its_own(kernel_module):
+    group = group_of()
+    shared = torch.ones(SHAPE)
+    group.params[0] = torch._lazy_clone(shared)
+    group.exp_avgs[0] = torch._lazy_clone(shared)
+    group.grads[0] = torch._lazy_clone(shared)
+    assert kernel_module.admit([group]) is None
+    assert (group.params[0] < 1).all()
+    assert_same_bits(shared, torch.ones(SHAPE))
+    assert_same_bits(group.grads[0], torch.ones(SHAPE))
+
+
 def test_functionalized_tensors():
     def step(param, grad, exp_avg, exp_avg_sq, step_t):
         prox_adam(
@@ -326,6 +377,62 @@ def test_a_lazily_negated_step_is_refused_before_anything_is_written(any_backend
     assert_same_bits(snapshot(optimizer), before)
 
 
+# ---- what is asked of libtorch ----------------------------------------------------------------
+
+OTHER_FUNCTIONS = """
+import sys, pytest
+from proxadam import backends
+backends.FUNCTIONS |= FUNCTIONS
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "turned_away or changes", FILE]))
+"""
+BOUND_IN_A_MODE = """
+import torch
+from proxadam import backends
+from torch._subclasses import FakeTensorMode
+from test_gatekeeper import group_of
+with MODE: kernel = backends.kernel("cpu")
+group = group_of()
+group.grads[0] = torch._lazy_clone(group.grads[0])
+assert kernel.admit([group]) is None
+assert torch._C._is_cow_tensor(group.grads[0])
+"""
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        {"sizes": "not_there"},
+        dict.fromkeys(backends.FUNCTIONS, "not_there"),
+        {"strides": "aoti_torch_get_sizes", "is_neg": backends.FUNCTIONS["is_inference"]},
+    ],
+    ids=["one is missing", "all are missing", "two are wrong"],
+)
+def test_functions_that_cannot_be_believed(kernel_module, functions):  # noqa: ARG001
+    """DLPack's exchange table and the methods of tensors tell the same."""
+    _run(f"FUNCTIONS = {functions}\nFILE = {__file__!r}\n{OTHER_FUNCTIONS}")
+
+
+@pytest.mark.parametrize("mode", ["FakeTensorMode()", "torch.device('meta')"])
+def test_functions_are_believed_in_whatever_mode_a_kernel_is_first_asked_for(
+    kernel_module,  # noqa: ARG001
+    mode,
+):
+    _run(BOUND_IN_A_MODE.replace("MODE", mode))
+
+
+def _run(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, **HIDES_GPUS},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ---- the first step of a process --------------------------------------------------------------
 
 FIRST_STEP = """
@@ -360,12 +467,4 @@ assert os.waitpid(pid, 0)[1] == 0
 )
 def test_the_first_step_of_a_process(code, times):
     for _ in itertools.repeat(None, times):
-        done = subprocess.run(
-            [sys.executable, "-c", FIRST_STEP + code],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **HIDES_GPUS},
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        _run(FIRST_STEP + code)

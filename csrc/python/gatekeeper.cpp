@@ -18,6 +18,17 @@ namespace py = pybind11;
 
 namespace {
 
+const DLPackExchangeAPI* known_version(const py::capsule& capsule) {
+  const auto* exchange = capsule.get_pointer<DLPackExchangeAPI>();
+  const DLPackVersion& version = exchange->header.version;
+  if (version.major != 1 || !exchange->dltensor_from_py_object_no_sync) {
+    throw std::runtime_error("torch's DLPack exchange table is of version " +
+                             std::to_string(version.major) + "." + std::to_string(version.minor) +
+                             ", which this build of proxadam does not know; it knows 1.x");
+  }
+  return exchange;
+}
+
 py::tuple tuple_of(const py::object& list) {
   PyObject* tuple = PySequence_Tuple(list.ptr());
   if (!tuple) throw py::error_already_set();
@@ -44,19 +55,26 @@ bool same_param(const Refusal& a, const Refusal& b) {
   return a.group == b.group && a.param == b.param;
 }
 
-Reason check_options(const Options& options, const TensorEntry& entry) {
+// `last_step`: one that the group's betas have bias corrections at, as most often is the next one.
+Reason check_options(const Options& options, const TensorEntry& entry, double& last_step) {
   if (!readable_on(options, entry.device)) return Reason::option_device;
-  if (entry.counter.on_host && !has_bias_corrections(options, entry.step)) return Reason::betas;
+  if (!entry.counter.on_host || entry.step == last_step) return Reason::fits;
+  if (!has_bias_corrections(options, entry.step)) return Reason::betas;
+  last_step = entry.step;
   return Reason::fits;
 }
 
+std::size_t size(const HeldGroup& group) { return group.tensors[kParams].size(); }
+
 // Adds refusals for what shares memory, which is the stronger reason, and takes those parameters out
 // of the table.
-void turn_away_shared(const SharedMemory::Owners& shared, const std::vector<std::size_t>& params,
-                      Look& look) {
+void turn_away_shared(const std::vector<std::size_t>& shared, const HeldStep& step,
+                      const std::vector<std::size_t>& params, Look& look) {
   if (shared.empty()) return;
   std::vector<Refusal> refusals;
-  for (const auto& [group, param] : shared) {
+  for (std::size_t param : shared) {
+    std::size_t group = 0;
+    while (param >= size(step.groups[group])) param -= size(step.groups[group++]);
     refusals.push_back({group, param, Reason::shares_memory, kParams});
   }
   refusals.insert(refusals.end(), look.refusals.begin(), look.refusals.end());
@@ -87,6 +105,7 @@ const char* name_of(Reason reason) {
 struct Gatekeeper::Candidate {
   PyObject* tensors[kSlots];  // null where the group has none of a kind
   DLTensor seen[kSlots];
+  std::int64_t spans[kSlots];  // of what is seen
   Reason viewed[kSlots];
   Slot slot = kParams;  // the one that is looked at, in the end the one that a reason is about
 };
@@ -94,19 +113,12 @@ struct Gatekeeper::Candidate {
 Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter,
                        DLDeviceType device_type, const std::vector<bool>& devices,
                        const Functions& functions)
-    : exchange_(exchange.get_pointer<DLPackExchangeAPI>()),
+    : exchange_(known_version(exchange)),
       tensor_(std::move(tensor)),
       parameter_(std::move(parameter)),
-      facts_(tensor_, parameter_, functions),
+      facts_(*exchange_, tensor_, parameter_, functions),
       device_type_(device_type),
-      devices_(devices) {
-  const DLPackVersion& version = exchange_->header.version;
-  if (version.major != 1 || !exchange_->dltensor_from_py_object_no_sync) {
-    throw std::runtime_error("torch's DLPack exchange table is of version " +
-                             std::to_string(version.major) + "." + std::to_string(version.minor) +
-                             ", which this build of proxadam does not know; it knows 1.x");
-  }
-}
+      devices_(devices) {}
 
 // ---- holding ----------------------------------------------------------------------------------
 
@@ -132,7 +144,7 @@ HeldGroup Gatekeeper::hold(py::handle group) const {
   for (int slot = 0; slot < kSlots; ++slot) {
     if (slot == kMaxExpAvgSqs && !held.options.amsgrad) continue;
     held.tensors[slot] = tuple_of(group.attr(kSlotNames[slot]));
-    if (held.tensors[slot].size() != held.tensors[kParams].size()) {
+    if (held.tensors[slot].size() != size(held)) {
       throw std::invalid_argument(std::string(kSlotNames[slot]) + " and params differ in length");
     }
   }
@@ -161,6 +173,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
   std::vector<std::size_t> params;  // of each entry, its index in its group
   SharedMemory shared = std::exchange(last_memory_, {});  // another thread may look meanwhile
   shared.start();
+  std::size_t owner = 0;
 
   for (std::size_t g = 0; g < step.groups.size(); ++g) {
     const HeldGroup& held = step.groups[g];
@@ -168,22 +181,29 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
     for (const auto& [number, tensor] : held.on_device) {
       (options.*number).on_device = scalar(tensor);
     }
-    for (std::size_t i = 0; i < held.tensors[kParams].size(); ++i) {
+    double last_step = 0;  // they count from 1
+    for (std::size_t i = 0; i < size(held); ++i, ++owner) {
       Candidate candidate;
       for (int slot = 0; slot < kSlots; ++slot) {
         candidate.tensors[slot] = nullptr;
         if (slot == kMaxExpAvgSqs && !options.amsgrad) continue;
         candidate.tensors[slot] =
             PyTuple_GET_ITEM(held.tensors[slot].ptr(), static_cast<Py_ssize_t>(i));
-        candidate.viewed[slot] = view(candidate.tensors[slot], candidate.seen[slot]);
+        const bool written = slot != kGrads || writes_grads;
+        candidate.viewed[slot] = view(candidate.tensors[slot], written, candidate.seen[slot]);
         if (candidate.viewed[slot] != Reason::fits) continue;
-        shared.note(candidate.seen[slot], g, i, slot != kGrads || writes_grads);
+        const DLTensor& seen = candidate.seen[slot];
+        candidate.spans[slot] = span(seen);
+        if (!seen.data || !candidate.spans[slot]) continue;
+        const auto* begin = static_cast<const char*>(seen.data);
+        const auto* end = begin + candidate.spans[slot] * (seen.dtype.bits / 8);
+        shared.note({begin, end, owner}, written);
       }
       if (!refused.empty() && holds(refused, g, i)) continue;
       TensorEntry entry{};
       entry.group = static_cast<std::uint32_t>(g);
       Reason reason = held.unwanted ? Reason::unwanted : check(candidate, entry);
-      if (reason == Reason::fits) reason = check_options(options, entry);
+      if (reason == Reason::fits) reason = check_options(options, entry, last_step);
       if (reason != Reason::fits) {
         look.refusals.push_back({g, i, reason, candidate.slot});
         continue;
@@ -192,7 +212,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       params.push_back(i);
     }
   }
-  turn_away_shared(shared.find(), params, look);
+  turn_away_shared(shared.find(), step, params, look);
   last_memory_ = std::move(shared);
   if (!refused.empty()) {
     const auto known = [&](const Refusal& r) { return holds(refused, r.group, r.param); };
@@ -240,7 +260,7 @@ Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
       if (!is_legal(entry.types)) return Reason::dtype;
       if (!same_layout(param, seen, entry.numel)) return Reason::layout;
     }
-    const Reason reason = memory(tensor, seen);
+    const Reason reason = memory(tensor, seen, candidate.spans[slot]);
     if (reason != Reason::fits) return reason;
     if (slot == kParams && facts_.is_inference(tensor)) return Reason::inference;
     *addresses[slot] = seen.data;
@@ -255,7 +275,7 @@ Reason Gatekeeper::check_step(Candidate& candidate, TensorEntry& entry) const {
   ScalarType type;
   if (candidate.viewed[kStateSteps] != Reason::fits) return candidate.viewed[kStateSteps];
   if (numel(step) != 1 || !scalar_type(step.dtype, type) || is_16_bit(type)) return Reason::step;
-  const Reason reason = memory(tensor, step);
+  const Reason reason = memory(tensor, step, 1);
   if (reason != Reason::fits) return reason;
   entry.counter = {step.data, type == ScalarType::kFloat64, step.device.device_type == kDLCPU};
   if (!entry.counter.on_host) {
@@ -265,21 +285,15 @@ Reason Gatekeeper::check_step(Candidate& candidate, TensorEntry& entry) const {
   return entry.step >= 1 ? Reason::fits : Reason::step;  // NaN is not
 }
 
-Reason Gatekeeper::view(PyObject* tensor, DLTensor& out) const {
+Reason Gatekeeper::view(PyObject* tensor, bool written, DLTensor& out) const {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
   if (type != tensor_.ptr() && type != parameter_.ptr()) return Reason::subclass;
-  if (exchange_->dltensor_from_py_object_no_sync(tensor, &out) != 0) {
-    PyErr_Clear();  // sparse, quantised, no storage, ...: Python's checks will say it
-    return Reason::no_view;
-  }
-  out.data = static_cast<char*>(out.data) + out.byte_offset;
-  return Reason::fits;
+  return facts_.view(tensor, written, out) ? Reason::fits : Reason::no_view;
 }
 
 // What a kernel that reads or writes at this address must know.
-Reason Gatekeeper::memory(PyObject* tensor, const DLTensor& view) const {
+Reason Gatekeeper::memory(PyObject* tensor, const DLTensor& view, std::int64_t elements) const {
   if (!is_whole(view)) return Reason::misaligned;
-  const std::int64_t elements = span(view);
   if (elements && (!view.data || !facts_.holds(tensor, elements, view.dtype.bits / 8))) {
     return Reason::no_memory;
   }
@@ -289,9 +303,9 @@ Reason Gatekeeper::memory(PyObject* tensor, const DLTensor& view) const {
 DeviceScalar Gatekeeper::scalar(py::handle tensor) const {
   DLTensor seen;
   ScalarType type;
-  if (view(tensor.ptr(), seen) != Reason::fits || seen.device.device_type != device_type_ ||
+  if (view(tensor.ptr(), false, seen) != Reason::fits || seen.device.device_type != device_type_ ||
       numel(seen) != 1 || !scalar_type(seen.dtype, type) || is_16_bit(type) ||
-      memory(tensor.ptr(), seen) != Reason::fits) {
+      memory(tensor.ptr(), seen, 1) != Reason::fits) {
     return {};
   }
   return {seen.data, type == ScalarType::kFloat64, seen.device.device_id};

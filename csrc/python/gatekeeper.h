@@ -9,7 +9,7 @@
 #include <pybind11/pybind11.h>
 
 #include <array>    // for array
-#include <cstdint>  // for int32_t
+#include <cstdint>  // for int32_t, int64_t
 #include <utility>  // for pair
 #include <vector>   // for vector
 
@@ -107,8 +107,8 @@ class Gatekeeper {
   Number number(pybind11::handle options, const char* name, pybind11::object& on_device) const;
   Reason check(Candidate& candidate, TensorEntry& entry) const;
   Reason check_step(Candidate& candidate, TensorEntry& entry) const;
-  Reason view(PyObject* tensor, DLTensor& out) const;
-  Reason memory(PyObject* tensor, const DLTensor& view) const;
+  Reason view(PyObject* tensor, bool written, DLTensor& out) const;
+  Reason memory(PyObject* tensor, const DLTensor& view, std::int64_t elements) const;
   DeviceScalar scalar(pybind11::handle tensor) const;
   DeviceScalar scalar_on(const pybind11::tuple& copies, std::int32_t device) const;
   Device device(std::int32_t index, const HeldStep& step) const;

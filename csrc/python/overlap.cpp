@@ -4,8 +4,6 @@
 
 #include <algorithm>  // for max, sort
 
-#include "tensor_view.h"  // for span
-
 namespace proxadam {
 namespace {
 
@@ -39,14 +37,6 @@ void SharedMemory::start() {
   written_.same = read_.same = true;
 }
 
-void SharedMemory::Extents::note(const Extent& e) {
-  if (count == given.size()) given.push_back({});
-  Extent& last = given[count++];
-  same &= last.begin == e.begin && last.end == e.end && last.group == e.group &&
-          last.param == e.param;
-  last = e;
-}
-
 void SharedMemory::Extents::sort() {
   if (all_same()) return;
   given.resize(count);
@@ -55,23 +45,14 @@ void SharedMemory::Extents::sort() {
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
 }
 
-void SharedMemory::note(const DLTensor& t, std::size_t group, std::size_t param, bool written) {
-  const auto* begin = static_cast<const char*>(t.data);
-  const std::int64_t bytes = begin ? span(t) * (t.dtype.bits / 8) : 0;
-  if (bytes == 0) return;
-  (written ? written_ : read_)
-      .note({begin, begin + bytes, static_cast<std::uint32_t>(group),
-             static_cast<std::uint32_t>(param)});
-}
-
-SharedMemory::Owners SharedMemory::find() {
+std::vector<std::size_t> SharedMemory::find() {
   const bool known = apart_ && written_.all_same() && read_.all_same();
   if (!known) written_.sort(), read_.sort();
   apart_ = known || !any_shared(written_.in_order, read_.in_order);
   if (apart_) return {};
 
   // What overlaps makes a cluster, from the first address to the last.
-  Owners found, cluster;
+  std::vector<std::size_t> found, cluster;
   const char* end = nullptr;
   bool any_written = false;
   const auto close = [&] {
@@ -81,7 +62,7 @@ SharedMemory::Owners SharedMemory::find() {
   };
   merge(written_.in_order, read_.in_order, [&](const Extent& extent, bool is_written) {
     if (extent.begin >= end) close();
-    cluster.emplace_back(extent.group, extent.param);
+    cluster.push_back(extent.owner);
     any_written |= is_written;
     end = std::max(end, extent.end);
   });

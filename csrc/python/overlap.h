@@ -3,11 +3,7 @@
 #pragma once
 
 #include <cstddef>  // for size_t
-#include <cstdint>  // for uint32_t
-#include <utility>  // for pair
 #include <vector>   // for vector
-
-#include "dlpack_exchange.h"  // for DLTensor
 
 namespace proxadam {
 
@@ -15,24 +11,25 @@ namespace proxadam {
 struct Extent {
   const char* begin;
   const char* end;
-  std::uint32_t group;
-  std::uint32_t param;  // its index there
+  std::size_t owner;  // its place among all parameters of the step
 };
+inline bool operator==(const Extent& a, const Extent& b) {
+  return a.begin == b.begin && a.end == b.end && a.owner == b.owner;
+}
 
 // Looks for what two threads must not step in one region, nor the kernel before torch ops do:
 // those take such parameters one after the other.
 class SharedMemory {
  public:
-  using Owners = std::vector<std::pair<std::size_t, std::size_t>>;  // group, param; may repeat
-
   // A look begins: its tensors are noted, and then asked about. If it ends otherwise, this is of no
   // more use.
   void start();
 
-  void note(const DLTensor& t, std::size_t group, std::size_t param, bool written);
+  void note(const Extent& extent, bool written) { (written ? written_ : read_).note(extent); }
 
   // The owners of memory that two tensors have, of one parameter or of two, and one of them writes.
-  Owners find();
+  // They may repeat.
+  std::vector<std::size_t> find();
 
  private:
   // Most often each step has the same memory as the last, and nothing is sorted again.
@@ -42,7 +39,13 @@ class SharedMemory {
     std::size_t count = 0;
     bool same = true;  // as those of the last step, so far
 
-    void note(const Extent& extent);
+    void note(const Extent& extent) {
+      if (count == given.size()) given.emplace_back();
+      Extent& last = given[count++];
+      if (same && last == extent) return;
+      same = false;
+      last = extent;
+    }
     bool all_same() const { return same && count == given.size(); }
     void sort();
   };

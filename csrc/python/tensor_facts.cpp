@@ -1,6 +1,8 @@
-// Finds the at::Tensor in a Python tensor, and asks libtorch or Python about it.
+// Finds the at::Tensor in a Python tensor, and asks libtorch, DLPack or Python about it.
 
 #include "tensor_facts.h"
+
+#include <vector>  // for vector
 
 namespace proxadam {
 namespace {
@@ -21,26 +23,22 @@ std::size_t find_at_tensor(const py::type& type) {
   return 0;
 }
 
-std::uintptr_t address_of(const Functions& functions, const char* name) {
-  const auto found = functions.find(name);
-  return found == functions.end() ? 0 : found->second;
-}
-
 }  // namespace
 
-TensorFacts::TensorFacts(const py::type& tensor, const py::type& parameter,
-                         const Functions& functions)
-    : at_tensor_(find_at_tensor(tensor)),
+TensorFacts::TensorFacts(const DLPackExchangeAPI& exchange, const py::type& tensor,
+                         const py::type& parameter, const Functions& functions)
+    : exchange_(exchange),
+      at_tensor_(find_at_tensor(tensor)),
       disable_torch_function_(
           py::module_::import("torch").attr("_C").attr("DisableTorchFunction")) {
   if (!at_tensor_ || at_tensor_ != find_at_tensor(parameter)) return;
-  storage_size_ = reinterpret_cast<Size>(address_of(functions, "storage_size"));
-  storage_offset_ = reinterpret_cast<Size>(address_of(functions, "storage_offset"));
+  learn_views(functions);
+  storage_size_ = find<Ask<std::int64_t>>(functions, "storage_size");
+  storage_offset_ = find<Ask<std::int64_t>>(functions, "storage_offset");
   if (!storage_offset_) storage_size_ = nullptr;
 
-  // These two are no stable interface: they are believed if they are right about examples.
-  const auto is_neg = reinterpret_cast<Bit>(address_of(functions, "is_neg"));
-  const auto is_inference = reinterpret_cast<Bit>(address_of(functions, "is_inference"));
+  const auto is_neg = find<Bit>(functions, "is_neg");
+  const auto is_inference = find<Bit>(functions, "is_inference");
   const py::object plain = tensor();
   const py::object negated = plain.attr("_neg_view")();
   if (is_neg && !is_neg(at_tensor(plain.ptr())) && is_neg(at_tensor(negated.ptr()))) {
@@ -50,6 +48,35 @@ TensorFacts::TensorFacts(const py::type& tensor, const py::type& parameter,
       is_inference(at_tensor(plain.ptr())) == plain.attr("is_inference")().cast<bool>()) {
     is_inference_ = is_inference;
   }
+}
+
+// The examples are in the middle of their storages, and transposed.
+void TensorFacts::learn_views(const Functions& functions) {
+  const py::module_ torch = py::module_::import("torch");
+  std::vector<py::object> alive;
+  std::vector<TorchViews::Example> examples;
+  for (const char* dtype : {"float32", "float64", "bfloat16", "float16"}) {
+    const py::object whole =
+        torch.attr("empty")(4, 3, py::arg("dtype") = torch.attr(dtype), py::arg("device") = "cpu");
+    alive.push_back(whole.attr("narrow")(0, 1, 2).attr("t")());
+    DLTensor shown;
+    if (!view_by_dlpack(alive.back().ptr(), shown)) return;
+    examples.emplace_back(at_tensor(alive.back().ptr()), shown);
+  }
+  views_.learn(functions, examples);
+}
+
+bool TensorFacts::view(PyObject* tensor, bool written, DLTensor& out) const {
+  return views_.view(at_tensor(tensor), written, out) || view_by_dlpack(tensor, out);
+}
+
+bool TensorFacts::view_by_dlpack(PyObject* tensor, DLTensor& out) const {
+  if (exchange_.dltensor_from_py_object_no_sync(tensor, &out) != 0) {
+    PyErr_Clear();  // Python's checks will say it
+    return false;
+  }
+  out.data = static_cast<char*>(out.data) + out.byte_offset;
+  return true;
 }
 
 bool TensorFacts::is_neg(PyObject* tensor) const {

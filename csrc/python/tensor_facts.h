@@ -1,31 +1,35 @@
-// What DLPack does not tell of a torch tensor: its storage's size, and two bits of its state.
+// What is asked of a torch tensor: where it is and how it lies there, its storage's size, and two
+// bits of its state.
 //
 // Functions of libtorch_cpu answer it, called by address on the at::Tensor in a Python tensor, in a
-// few nanoseconds. Where one is not found, the methods of torch.Tensor do, which cost twenty times
-// that; no override of torch functions runs in either case.
+// few nanoseconds. Where one is not found, or does not know, DLPack's exchange table and the
+// methods of torch.Tensor do, which cost four and twenty times that; no override of torch functions
+// runs in any case.
 
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-#include <cstdint>  // for int32_t, int64_t, uintptr_t
-#include <map>      // for map
-#include <string>   // for string
+#include <cstdint>  // for int64_t
+
+#include "dlpack_exchange.h"  // for DLPackExchangeAPI, DLTensor
+#include "torch_views.h"      // for Ask, Functions, TorchViews
 
 namespace proxadam {
 
-// Addresses of functions in this process, by names of ours; 0 or absent: not found.
-using Functions = std::map<std::string, std::uintptr_t>;
-
 class TensorFacts {
  public:
-  // `functions`: storage_size and storage_offset, the stable C functions
-  // aoti_torch_get_storage_size and aoti_torch_get_storage_offset; is_neg and is_inference, those
-  // of at::native.
-  TensorFacts(const pybind11::type& tensor, const pybind11::type& parameter,
-              const Functions& functions);
+  // `functions` are believed if they are right about examples. Those of at::native, is_neg and
+  // is_inference, are no stable interface; the others are.
+  TensorFacts(const DLPackExchangeAPI& exchange, const pybind11::type& tensor,
+              const pybind11::type& parameter, const Functions& functions);
 
   // The tensors below are exactly of one of the two types.
+
+  // A view that is true as long as no Python code runs; false for a tensor that has none. A lazy
+  // clone that is `written` gets memory of its own here, as it must have before a kernel writes it;
+  // one that is not goes on sharing, if the functions are there.
+  bool view(PyObject* tensor, bool written, DLTensor& out) const;
 
   bool is_neg(PyObject* tensor) const;
   bool is_inference(PyObject* tensor) const;
@@ -47,16 +51,20 @@ class TensorFacts {
   };
 
  private:
-  using Size = std::int32_t (*)(const void* tensor, std::int64_t* out);  // 0 if all went well
-  using Bit = bool (*)(const void* tensor);
+  using Bit = bool (*)(const void* at_tensor);
+
+  bool view_by_dlpack(PyObject* tensor, DLTensor& out) const;
+  void learn_views(const Functions& functions);
 
   const void* at_tensor(PyObject* tensor) const {
     return reinterpret_cast<const char*>(tensor) + at_tensor_;
   }
 
+  const DLPackExchangeAPI& exchange_;
   std::size_t at_tensor_ = 0;  // where in a Python tensor its at::Tensor is; 0: not known
-  Size storage_size_ = nullptr;
-  Size storage_offset_ = nullptr;
+  TorchViews views_;
+  Ask<std::int64_t> storage_size_ = nullptr;
+  Ask<std::int64_t> storage_offset_ = nullptr;
   Bit is_neg_ = nullptr;
   Bit is_inference_ = nullptr;
   pybind11::object disable_torch_function_;

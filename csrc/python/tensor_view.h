@@ -30,8 +30,11 @@ inline std::int64_t numel(const DLTensor& t) {
 
 // Elements from the first to the last in memory, gaps included.
 inline std::int64_t span(const DLTensor& t) {
-  std::int64_t elements = numel(t) ? 1 : 0;
-  for (int d = 0; d < t.ndim && elements; ++d) elements += (t.shape[d] - 1) * t.strides[d];
+  std::int64_t elements = 1;
+  for (int d = 0; d < t.ndim; ++d) {
+    if (t.shape[d] == 0) return 0;
+    elements += (t.shape[d] - 1) * t.strides[d];
+  }
   return elements;
 }
 
@@ -67,6 +70,11 @@ inline bool same_layout(const DLTensor& a, const DLTensor& b, std::int64_t numel
 
 inline bool same_device(const DLTensor& a, const DLTensor& b) {
   return a.device.device_type == b.device.device_type && a.device.device_id == b.device.device_id;
+}
+
+inline bool same_dtype(const DLTensor& a, const DLTensor& b) {
+  return a.dtype.code == b.dtype.code && a.dtype.bits == b.dtype.bits &&
+         a.dtype.lanes == b.dtype.lanes;
 }
 
 // A vector access to an element that lies across two would be one to the wrong place.

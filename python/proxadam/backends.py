@@ -19,10 +19,20 @@ __all__ = ["available_backends", "is_built"]
 
 _KERNELS = ("cpu", "cuda")
 _PROCESS = os.getpid()  # one forked from it has none of the threads that torch may have started
-# What the native modules ask libtorch_cpu, by their names for it and its names. The first three are
-# torch's stable C functions; the last two are checked before they are believed.
+# What the native modules ask libtorch_cpu, by their names for it and its names: torch's stable C
+# functions, and two of at::native. What they say of tensors is checked before it is believed.
 FUNCTIONS = {
     "parallel_for": "torch_parallel_for",
+    "device_type_cuda": "aoti_torch_device_type_cuda",
+    "layout": "aoti_torch_get_layout",
+    "dtype": "aoti_torch_get_dtype",
+    "device_type": "aoti_torch_get_device_type",
+    "device_index": "aoti_torch_get_device_index",
+    "dim": "aoti_torch_get_dim",
+    "sizes": "aoti_torch_get_sizes",
+    "strides": "aoti_torch_get_strides",
+    "const_data_ptr": "torch_get_const_data_ptr",
+    "mutable_data_ptr": "torch_get_mutable_data_ptr",
     "storage_size": "aoti_torch_get_storage_size",
     "storage_offset": "aoti_torch_get_storage_offset",
     "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
@@ -71,7 +81,9 @@ def reason_for_fallback(device_type: str) -> str | None:
     if device_type == "cuda" and not torch.cuda.is_available():
         return f"the cuda kernel is built, and torch {torch.__version__} sees no CUDA device here"
     try:
-        module.bind(exchange, torch.Tensor, torch.nn.Parameter, addresses())
+        # It looks at examples, which are to be tensors as they are outside of any mode.
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            module.bind(exchange, torch.Tensor, torch.nn.Parameter, addresses())
     except (RuntimeError, ImportError) as refused:
         return str(refused)
     return None

@@ -34,7 +34,10 @@ def modules() -> tuple[ModuleType, ModuleType]:
 
 
 def bind(cuda: ModuleType, fake: ModuleType) -> None:
-    """Tell ``_cuda`` about this process's torch, and that its tensors are on a device."""
+    """Tell ``_cuda`` about this process's torch, and that its tensors are on a device.
+
+    Torch's functions say that they are on the CPU; as the exchange table does not, it is asked.
+    """
     exchange = fake.exchange(torch.Tensor.__dlpack_c_exchange_api__)
     cuda.bind(exchange, torch.Tensor, torch.nn.Parameter, backends.addresses())
 
