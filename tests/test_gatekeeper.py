@@ -326,6 +326,17 @@ def test_a_lazy_clone_is_written_in_memory_of_its_own(kernel_module):
     assert_same_bits(group.grads[0], torch.ones(SHAPE))
 
 
+def test_a_lazy_clone_that_moves_takes_along_what_is_in_its_storage(kernel_module):
+    group = group_of(count=2)
+    whole = torch._lazy_clone(torch.ones(2, *SHAPE))  # shares with a tensor that is let go
+    kept = torch._lazy_clone(whole)
+    group.grads[0] = whole[0]
+    group.exp_avgs[1] = whole[0]
+    plan = kernel_module.admit([group])
+    assert plan.rejected == [(0, i, "shares_memory", "params") for i in (0, 1)]
+    assert_same_bits(kept, torch.ones(2, *SHAPE))
+
+
 def test_functionalized_tensors():
     def step(param, grad, exp_avg, exp_avg_sq, step_t):
         prox_adam(

@@ -212,8 +212,10 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       params.push_back(i);
     }
   }
-  turn_away_shared(shared.find(), step, params, look);
+  const std::vector<std::size_t> sharing = shared.find();
   last_memory_ = std::move(shared);
+  if (!writes_grads && grads_moved(step, table.entries, params)) return this->look(step, refused);
+  turn_away_shared(sharing, step, params, look);
   if (!refused.empty()) {
     const auto known = [&](const Refusal& r) { return holds(refused, r.group, r.param); };
     look.refusals.erase(std::remove_if(look.refusals.begin(), look.refusals.end(), known),
@@ -289,6 +291,18 @@ Reason Gatekeeper::view(PyObject* tensor, bool written, DLTensor& out) const {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
   if (type != tensor_.ptr() && type != parameter_.ptr()) return Reason::subclass;
   return facts_.view(tensor, written, out) ? Reason::fits : Reason::no_view;
+}
+
+// Whether tensors that are written have taken along gradients that were seen before them. Looked at
+// once more, all stay where they are.
+bool Gatekeeper::grads_moved(const HeldStep& step, const std::vector<TensorEntry>& entries,
+                             const std::vector<std::size_t>& params) const {
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const py::tuple& grads = step.groups[entries[i].group].tensors[kGrads];
+    PyObject* grad = PyTuple_GET_ITEM(grads.ptr(), static_cast<Py_ssize_t>(params[i]));
+    if (facts_.moved(grad, entries[i].buffers.grad)) return true;
+  }
+  return false;
 }
 
 // What a kernel that reads or writes at this address must know.

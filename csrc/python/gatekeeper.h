@@ -108,6 +108,8 @@ class Gatekeeper {
   Reason check(Candidate& candidate, TensorEntry& entry) const;
   Reason check_step(Candidate& candidate, TensorEntry& entry) const;
   Reason view(PyObject* tensor, bool written, DLTensor& out) const;
+  bool grads_moved(const HeldStep& step, const std::vector<TensorEntry>& entries,
+                   const std::vector<std::size_t>& params) const;
   Reason memory(PyObject* tensor, const DLTensor& view, std::int64_t elements) const;
   DeviceScalar scalar(pybind11::handle tensor) const;
   DeviceScalar scalar_on(const pybind11::tuple& copies, std::int32_t device) const;

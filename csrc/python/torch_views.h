@@ -40,6 +40,12 @@ class TorchViews {
   // DLPack must tell. A lazy clone stays one unless it is `written`.
   bool view(const void* at_tensor, bool written, DLTensor& out) const;
 
+  // Whether a tensor that was seen in memory is elsewhere now.
+  bool moved(const void* at_tensor, const void* seen) const {
+    void* data = nullptr;
+    return known_ && seen && (const_data_ptr_(at_tensor, &data) || data != seen);
+  }
+
  private:
   bool find_all(const Functions& functions);
 
