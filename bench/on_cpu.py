@@ -50,7 +50,7 @@ def cases(small: bool) -> list[Case]:
 
 def goals() -> list[Goal]:
     """What the full list is held to."""
-    fp32, bf16 = "1x64Mi fp32", "1x64Mi bf16"
+    fp32, bf16, fp16 = "1x64Mi fp32", "1x64Mi bf16", "1x64Mi fp16"
     shrink = " + softshrink"
     return [
         Goal(fp32, "ours", "scale", 0.85, bytes_=True),
@@ -58,13 +58,16 @@ def goals() -> list[Goal]:
         Goal(fp32, "ours", "torch fused" + shrink, 1.25),
         Goal(fp32, "ours", "torch default" + shrink, 2.5),
         Goal(bf16, "ours", "torch fused", 1.0),
-        Goal("1000x1024 fp32", "ours", "torch fused", 6),
-        Goal("200x100 fp32", "ours", "torch fused", 10),
+        Goal(bf16, "ours, l2=0", "torch fused", 1.1),
+        Goal(fp16, "ours", "torch fused", 0.95),
+        Goal(fp16, "ours, l2=0", "torch fused", 1.0),
+        Goal("1000x1024 fp32", "ours", "torch fused", 3),
+        Goal("200x100 fp32", "ours", "torch fused", 5),
         Goal("1000x1024 FSDP2 fp32", "ours", "torch fused", 2),
         Goal(fp32, "ours", "ours, l1=l2=0", 1 / 1.03),
         Goal("1000x1 fp32", "ours", "torch _init_group", 1 / 1.2),
         Goal(fp32, "ours, compiled", "torch default, compiled", 1 / 1.05),
-        Goal(fp32, "ours on loop", "torch default" + shrink, 0.8),
+        Goal(fp32, "ours on loop", "torch default" + shrink, 1.2),
         Goal(fp32, "ours on foreach", "torch foreach" + shrink, 0.8),
     ]
 
@@ -87,6 +90,7 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
     if case.sharded:
         return found | {"torch fused": fused.step}
     found |= {
+        "ours, l2=0": tensors.optimizer(ProxAdamW, l1=L1).step,
         "ours, l1=l2=0": tensors.optimizer(ProxAdamW).step,
         "torch fused": fused.step,
         "torch fused + softshrink": then_softshrink(fused.step),

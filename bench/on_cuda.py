@@ -80,6 +80,7 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
     step = tensors.optimizer(ProxAdamW, **ours).step
     found: dict[str, Arm] = {"ours": step, "ours again": step}
     found["ours, fused=True"] = tensors.optimizer(ProxAdamW, fused=True, **ours).step
+    found["ours, l2=0"] = tensors.optimizer(ProxAdamW, **{**ours, "l2": 0.0}).step
     found["ours, l1=l2=0"] = tensors.optimizer(ProxAdamW, **{**ours, "l1": 0.0, "l2": 0.0}).step
     if not case.host:
         found["ours, captured"] = _captured(tensors.optimizer(ProxAdamW, capturable=True, **ours))
