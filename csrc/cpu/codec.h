@@ -25,6 +25,10 @@ namespace {
 // Elements of a tile: five of floats stay in any first-level cache.
 constexpr int64_t kTile = 512;
 
+// So few elements that the processor converts the next ones, and asks memory for those behind them,
+// while it still divides in these. For pieces that cost no call of a codec.
+constexpr int64_t kFew = 128;
+
 // How a tile is rounded. The key of stochastic rounding belongs here; its other half, the index of
 // an element in the tensor, is `begin` and on.
 struct Rounding {
@@ -112,6 +116,8 @@ class Tile {
     codec_.load(buffer_, begin, numel, values_);
     return values_;
   }
+
+  bool converts() const { return buffer_ && codec_.load; }
 
   void store(int64_t begin, int64_t numel, Rounding how = {false}) {
     if (buffer_ && codec_.store) codec_.store(values_, begin, numel, buffer_, how);

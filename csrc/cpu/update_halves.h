@@ -14,10 +14,6 @@ namespace {
 
 #if defined(PROXADAM_VECTORS)
 
-// So few elements that the processor converts the next ones, and asks memory for those behind them,
-// while it still divides in these.
-constexpr int64_t kFew = 128;
-
 // Returns the first element that is left.
 template <typename scalar_t, Update update>
 int64_t halves_loop(const Range& range, Bounded<float> math) {

@@ -47,8 +47,10 @@ void update_in(const Range& range) {
   Tile<opmath_t> exp_avgs(buffers.exp_avg, range.types.state);
   Tile<opmath_t> exp_avg_sqs(buffers.exp_avg_sq, range.types.state);
   Tile<opmath_t> max_exp_avg_sqs(buffers.max_exp_avg_sq, range.types.state);
-  for (int64_t begin = range.begin; begin < range.end; begin += kTile) {
-    const int64_t numel = range.end - begin < kTile ? range.end - begin : kTile;
+  const bool converts = params.converts() || grads.converts() || exp_avgs.converts();
+  const int64_t tile = converts ? kTile : kFew;
+  for (int64_t begin = range.begin; begin < range.end; begin += tile) {
+    const int64_t numel = range.end - begin < tile ? range.end - begin : tile;
     loop(c, {}, params.load(begin, numel), grads.load(begin, numel), exp_avgs.load(begin, numel),
          exp_avg_sqs.load(begin, numel), max_exp_avg_sqs.load(begin, numel), numel);
     if (range.update != Update::kFrozen) {

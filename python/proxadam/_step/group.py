@@ -42,10 +42,12 @@ class Group:
         Raises:
             TypeError, ValueError, RuntimeError: see :meth:`Options.check`.
         """
-        for tensors in self.lists().values():
-            if len(tensors) != len(self.params):
+        count = len(self.params)
+        for name in LISTS:
+            tensors = getattr(self, name)
+            if len(tensors) != count and (self.options.amsgrad or name != "max_exp_avg_sqs"):
                 raise ValueError(
-                    f"expected a gradient, moments and a step for each of {len(self.params)}"
+                    f"expected a gradient, moments and a step for each of {count}"
                     f" params, got a list of {len(tensors)}"
                 )
         self.options.check()

@@ -71,8 +71,8 @@ class Options:
     @classmethod
     def of(cls, group: Mapping[str, Any]) -> Options:
         """What an optimizer's group says now."""
-        beta1, beta2 = group["betas"]
-        return cls(beta1=beta1, beta2=beta2, **{name: group[name] for name in _OWN_KEYS})
+        lr, *others = [group[name] for name in _OWN_KEYS]
+        return cls(lr, *group["betas"], *others)
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Options:
@@ -115,12 +115,12 @@ class Options:
         """
         for name in NUMBERS:
             value = getattr(self, name)
-            number = _number(name, value)
-            if number is not value:
-                setattr(self, name, number)
+            if type(value) is not float:  # as nearly all are, in every step
+                setattr(self, name, _number(name, value))
         for name, check in _CHECKS.items():
-            if not unread(getattr(self, name)):
-                check(name, getattr(self, name))
+            value = getattr(self, name)
+            if type(value) is float or not unread(value):
+                check(name, value)
 
     def check_listwise(self) -> None:
         """Raise torch's errors for what it does not take where it takes lists."""
@@ -139,7 +139,7 @@ TYPES: dict[str, str] = {option.name: str(option.type) for option in fields(Opti
 NUMBERS = tuple(name for name, kind in TYPES.items() if kind == "float | Tensor")
 IMPLEMENTATION = tuple(o.name for o in fields(Options) if "implementation" in o.metadata)
 _CHECKS = {o.name: o.metadata["check"] for o in fields(Options) if "check" in o.metadata}
-_OWN_KEYS = tuple(name for name in TYPES if name not in ("beta1", "beta2"))
+_OWN_KEYS = tuple(name for name in TYPES if name not in ("beta1", "beta2"))  # lr is the first
 
 
 def group_defaults() -> dict[str, Any]:
