@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-BENCH = sorted((TESTS.parent / "bench").glob("*.py"))
+BENCH = sorted((TESTS.parent / "bench").rglob("*.py"))
 OURS = {path.stem for path in TESTS.iterdir()}
 
 

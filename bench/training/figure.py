@@ -1,0 +1,77 @@
+"""Accuracy or loss over sparsity, one panel a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .recipes import DEBIASED, DENSE, KNEE, L1, L1_IN_LOSS, MAGNITUDE, PAT, RAMP
+
+STYLES = {
+    MAGNITUDE: ("C0", "s-"),
+    PAT: ("C2", "^-"),
+    L1_IN_LOSS: ("C7", "v-"),
+    L1: ("C1", "o:"),
+    DEBIASED: ("C1", "o--"),
+    KNEE: ("C4", "D--"),
+    RAMP: ("C3", "o-"),
+}
+
+
+def draw(documents: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw a panel for each task."""
+    figure = Figure(figsize=(1.5 + 4.5 * len(documents), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(documents), squeeze=False)[0]
+    for axes, document in zip(panels, documents, strict=True):
+        _panel(axes, document)
+    handles, labels = panels[0].get_legend_handles_labels()
+    for axes in panels[1:]:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label not in labels:
+                handles.append(handle)
+                labels.append(label)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, 2 * len(documents)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _panel(axes: Axes, document: dict[str, Any]) -> None:
+    rows, sign = document["summary"], document["sign"]
+    scores = []
+    for row in rows:
+        if row["arm"] == DENSE:
+            axes.axhline(row["test"], color="0.4", linestyle="-", linewidth=1, label="AdamW, dense")
+            scores.append(row["test"])
+    for arm, (color, style) in STYLES.items():
+        own = [row for row in rows if row["arm"] == arm and row["zeros"] < 100]
+        if not own:
+            continue
+        left = [100 - row["zeros"] for row in own]
+        means, spreads = ([row[key] for row in own] for key in ("test", "spread"))
+        scores += means
+        axes.errorbar(
+            left, means, spreads, fmt=style, color=color, label=arm, capsize=2, markersize=4
+        )
+    levels = sorted({row["sparsity"] for row in rows} - {0.0})
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xticks([100 - 100 * level for level in levels], [f"{100 * x:g}" for x in levels])
+    axes.minorticks_off()
+    better = "higher" if sign > 0 else "lower"
+    axes.set(xlabel="weights that are exactly zero (%)", title=document["data"]["name"])
+    axes.set_ylabel(f"test {document['unit']} ({better} is better)")
+    axes.set_ylim(_limits(scores, sign))
+    axes.grid(alpha=0.3)
+
+
+def _limits(scores: list[float], sign: int) -> tuple[float, float]:
+    """Room for all but what has collapsed, which would flatten the others."""
+    ordered = sorted(scores, key=lambda score: -sign * score)
+    best, worst = ordered[0], ordered[int(0.9 * (len(ordered) - 1))]
+    room = 0.6 * abs(best - worst) or 1.0
+    low, high = sorted((best + sign * 0.15 * room, worst - sign * room))
+    return low, high
