@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from training import report
+
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
 DOCUMENTS = [BENCH.parent / "README.md", BENCH / "README.md"]
@@ -118,56 +120,57 @@ def _times(arms: dict[str, Any], base: str) -> str:
     return f"{arms[base]['ours_is_times_faster']:.2f} ×" if base in arms else "–"
 
 
+TASKS = ("train-digits", "train-fashion-mnist", "train-text")
+
+
 def training(name: str) -> Rows:
-    """One line for each arm of bench/train.py: means over its seeds."""
-    head = ["arm", "l1", "test accuracy %", "exact zeros %", "by layer", "step()"]
-    rows = [[*head, "forward, backward and step"]]
-    for arm in load(name)["arms"]:
-        runs = arm["runs"]
+    """One line for each arm of bench/train.py, one column for each sparsity."""
+    found = load(name)
+    return report.score_table(found["summary"], found["times"], found["sign"])
 
-        def mean(key: str, runs: list[dict[str, Any]] = runs) -> float:
-            return statistics.fmean(run[key] for run in runs)
 
-        layers = zip(*(run["layer_zeros"] for run in runs), strict=True)
-        rows.append(
-            [
-                arm["name"],
-                f"{arm['l1']:g}" if arm["l1"] else "–",
-                f"{mean('accuracy'):.2f}",
-                f"{mean('zeros'):.1f}",
-                " / ".join(f"{statistics.fmean(layer):.0f}" for layer in layers),
-                f"{mean('step_ms'):.3f} ms",
-                f"{mean('iteration_ms'):.2f} ms",
-            ]
-        )
-    return rows
+def training_differences(name: str) -> Rows:
+    """By how much the ramp is better than each arm."""
+    found = load(name)
+    return report.advantage_table(found["advantages_of_the_ramp"], found["sign"])
 
 
 def training_in_short() -> Rows:
-    """On each data set AdamW, and the two ways to use L1 with the middle one of its strengths."""
-    rows = [["data", "trained with", "test accuracy %", "exact zeros %"]]
-    for name in ("train-digits", "train-fashion-mnist"):
+    """The means of all tasks, and no times."""
+    rows: Rows = []
+    for name in TASKS:
         found = load(name)
-        cut = found["recipe"]["cut"]
-        strengths = sorted({arm["l1"] for arm in found["arms"]} - {0})
-        middle = strengths[len(strengths) // 2]
-        for arm in found["arms"]:
-            if arm["l1"] not in (0, middle):
-                continue
-            ways = [("", "accuracy", "zeros")]
-            if "loss" in arm["name"]:
-                ways.append((f", then \\|w\\| < {cut:g} cut", "cut_accuracy", "cut_zeros"))
-            for what, accuracy, zeros in ways:
-                hits, shares = ([run[key] for run in arm["runs"]] for key in (accuracy, zeros))
-                strength = f", l1 = {arm['l1']:g}" if arm["l1"] else ""
-                rows.append(
-                    [
-                        found["data"]["name"],
-                        arm["name"] + strength + what,
-                        f"{statistics.fmean(hits):.2f} ± {statistics.stdev(hits):.2f}",
-                        f"{statistics.fmean(shares):.1f}",
-                    ]
-                )
+        head, *lines = report.score_table(found["summary"], {}, found["sign"])
+        rows = rows or [["task", "trained with", *head[1:-2]]]
+        task = f"{found['data']['name']}, {found['unit']}"
+        rows += [[task, *(cell.partition(" ±")[0] for cell in line[1:-2])] for line in lines]
+        for row, line in zip(rows[-len(lines) :], lines, strict=True):
+            row.insert(1, line[0])
+    return rows
+
+
+def training_goals() -> Rows:
+    """What the project wanted of the ramp, and whether it is so."""
+    rows = [["task", "the ramp against", "at", "goal", "difference", "met"]]
+    for name in TASKS:
+        found = load(name)
+        places = report.digits_after_point(found["sign"])
+        for verdict in found["goals"]:
+            (row,) = (
+                row
+                for row in found["advantages_of_the_ramp"]
+                if (row["over"], row["sparsity"]) == (verdict["over"], verdict["sparsity"])
+            )
+            rows.append(
+                [
+                    found["data"]["name"],
+                    verdict["over"],
+                    f"{100 * verdict['sparsity']:g} %",
+                    verdict["goal"],
+                    report.advantage_cell(row, places),
+                    "yes" if verdict["met"] else "no",
+                ]
+            )
     return rows
 
 
@@ -266,10 +269,16 @@ TABLES = {
     "sparsity-digits": lambda: markdown(wanted_sparsity()),
     "sparsity-digits machine": lambda: measured_on("sparsity-digits"),
     "train short": lambda: markdown(training_in_short()),
+    "train goals": lambda: markdown(training_goals()),
     "train-digits": lambda: markdown(training("train-digits")),
+    "train-digits ramp": lambda: markdown(training_differences("train-digits")),
     "train-digits machine": lambda: measured_on("train-digits"),
     "train-fashion-mnist": lambda: markdown(training("train-fashion-mnist")),
+    "train-fashion-mnist ramp": lambda: markdown(training_differences("train-fashion-mnist")),
     "train-fashion-mnist machine": lambda: measured_on("train-fashion-mnist"),
+    "train-text": lambda: markdown(training("train-text")),
+    "train-text ramp": lambda: markdown(training_differences("train-text")),
+    "train-text machine": lambda: measured_on("train-text"),
     "train-captured-cuda": lambda: markdown(training_on_gpu()),
     "train-captured-cuda machine": lambda: measured_on("train-captured-cuda"),
 }

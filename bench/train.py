@@ -19,6 +19,7 @@ script goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--jobs", type=positive_int, help="trainings at a time, one thread each (default: cores)")
     add("--plot", type=Path, default=out, metavar="FILE", help="PNG to draw (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="where results are kept, and found again")
+    add("--draw", type=Path, nargs="+", metavar="FILE", help="draw these results; train nothing")
     arguments = parser.parse_args()
     *named, directory = arguments.data or [None]
     if named not in ([], ["fashion-mnist"]):
@@ -123,6 +125,9 @@ def say(document: dict[str, Any]) -> None:
 def main() -> None:
     """Run the comparison."""
     arguments = parse_arguments()
+    if arguments.draw:
+        figure.draw([json.loads(path.read_text()) for path in arguments.draw], arguments.plot)
+        return
     torch.set_num_threads(1)  # in every process, so that no result depends on how many there are
     form = "full" if arguments.full else "quick" if arguments.quick else "short"
     recipe = FORMS[form](arguments.task)

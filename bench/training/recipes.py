@@ -64,13 +64,13 @@ def grids(ends: tuple[float, ...], untils: tuple[float, ...], l1: tuple[float, .
     loss has made small is cut at ``until``.
     """
     knobs: dict[str, dict[str, tuple[float, ...]]] = {
-        MAGNITUDE: {"begin": (0.2, 0.05), "end": ends},
+        MAGNITUDE: {"begin": (0.1, 0.02), "end": ends},
         PAT: {"cubic": (0, 1), "end": ends},
-        L1_IN_LOSS: {"until": untils[:2], "l1": l1},
+        L1_IN_LOSS: {"until": (untils[0], untils[-1]), "l1": l1},
         L1: {"begin": (0.05, 0.2), "gain": (0.05, 0.1, 0.2)[: len(ends)]},
         DEBIASED: {"gain": (0.05, 0.1), "until": untils},
         KNEE: {"knee": (0.01, 0.03), "until": untils},
-        RAMP: {"begin": (0.2, 0.05), "end": ends},
+        RAMP: {"begin": (0.1, 0.02), "end": ends},
     }
     return {
         arm: [dict(zip(values, point, strict=True)) for point in product(*values.values())]
@@ -91,18 +91,18 @@ FULL = {
     "fashion-mnist": Recipe(
         batch=256,
         lr=2e-3,
-        grids=grids(ends=(0.5, 0.65, 0.8), untils=(0.3, 0.45, 0.6), l1=(1e-4, 3e-5, 3e-4)),
+        grids=grids(ends=(0.5, 0.75), untils=(0.3, 0.6), l1=(1e-4, 3e-5)),
         seeds=3,
         widths=(784, 300, 100, 10),
         epochs=12,
     ),
     "text": Recipe(
         batch=16,
-        lr=3e-3,
+        lr=4e-3,
         grids=grids(ends=(0.8, 0.6), untils=(0.3, 0.5), l1=(1e-5, 1e-4)),
         seeds=3,
         tuned_at=(0.9, 0.9, 0.95, 0.95),
-        steps=3000,
+        steps=2400,
     ),
 }
 

@@ -111,6 +111,14 @@ def score_table(rows: list[dict[str, Any]], times: dict[str, Any], sign: int) ->
     return table
 
 
+def advantage_cell(row: dict[str, Any], places: int) -> str:
+    """A mean difference ± its standard error."""
+    text = f"{row['mean']:+.{places}f}".replace("-", "−")
+    if row["standard_error"] is not None:
+        text += f" ± {row['standard_error']:.{places}f}"
+    return text
+
+
 def advantage_table(rows: list[dict[str, Any]], sign: int) -> list[list[str]]:
     """By how much the ramp is better, one line an arm."""
     levels = sorted({row["sparsity"] for row in rows})
@@ -121,10 +129,7 @@ def advantage_table(rows: list[dict[str, Any]], sign: int) -> list[list[str]]:
         line = [arm]
         for level in levels:
             row = by.get((arm, level))
-            text = f"{row['mean']:+.{places}f}".replace("-", "−") if row else "–"
-            if row and row["standard_error"] is not None:
-                text += f" ± {row['standard_error']:.{places}f}"
-            line.append(text)
+            line.append(advantage_cell(row, places) if row else "–")
         table.append(line)
     return table
 
