@@ -64,10 +64,10 @@ def report_jobs(recipe: Recipe, chosen: dict[tuple[str, float], Point]) -> list[
 
 
 def timed_jobs(chosen: dict[tuple[str, float], Point]) -> list[Job]:
-    """One job of each arm, the one with the middle sparsity, that is at work from early on."""
-    cells = {arm: (sparsity, point) for (arm, sparsity), point in reversed(chosen.items())}
+    """One job of each arm, at the lowest sparsity, that is at work from early on."""
     early = {"begin": 0.01, "end": 0.9, "until": 0.9}
-    return [Job(SELECT, DENSE, 0.0, 0)] + [
-        Job(SELECT, arm, sparsity, 0, {knob: early.get(knob, v) for knob, v in point.items()})
-        for arm, (sparsity, point) in reversed(cells.items())
-    ]
+    jobs = {DENSE: Job(SELECT, DENSE, 0.0, 0)}
+    for (arm, sparsity), point in sorted(chosen.items(), key=lambda cell: cell[0][1]):
+        timed = {knob: early.get(knob, value) for knob, value in point.items()}
+        jobs.setdefault(arm, Job(SELECT, arm, sparsity, 0, timed))
+    return list(jobs.values())
