@@ -46,6 +46,7 @@ class Recipe:
     width: int = 64
     heads: int = 4
     layers: int = 2
+    scored: tuple[int, int] = (4, 1)  # of the windows of validation and test, every n-th
 
     def first_points(self, count: int) -> dict[str, list[Point]]:
         """The first points of each grid."""
@@ -128,7 +129,7 @@ def quick(name: str) -> Recipe:
         tuned_at=(0.8, 0.8),
         grids=FULL[name].first_points(2),
     )
-    return replace(few, steps=20) if name == "text" else replace(few, epochs=4)
+    return replace(few, steps=20, scored=(40, 40)) if name == "text" else replace(few, epochs=4)
 
 
 FORMS = {"full": FULL.__getitem__, "short": short, "quick": quick}

@@ -116,6 +116,7 @@ class Language(Task):
     def score(self, model: nn.Module, part: str) -> float:  # noqa: D102
         text, context = getattr(self.data, part), self.recipe.context
         windows = text[: (len(text) - 1) // context * context + 1].unfold(0, context + 1, context)
+        windows = windows[:: self.recipe.scored[part == "test"]]
         losses = [
             self.loss(model, (some[:, :-1], some[:, 1:])).item() * len(some)
             for some in windows.split(64)
