@@ -24,7 +24,7 @@ from ._sparsity.suggest_l1 import suggest_l1
 from .backends import available_backends, is_built
 from .functional import prox_adam
 from .optimizer import ProxAdam, ProxAdamW
-from .prox import prox_elastic_net, soft_threshold
+from .prox import prox_elastic_net, prox_log_elastic_net, soft_threshold
 
 __version__ = _version("proxadam")
 
@@ -42,6 +42,7 @@ __all__ = [
     "param_groups",
     "prox_adam",
     "prox_elastic_net",
+    "prox_log_elastic_net",
     "soft_threshold",
     "sparsity",
     "stationarity",
