@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 from ._sparsity.param_groups import param_groups
+from ._sparsity.ramp import SparsityRamp
 from ._sparsity.schedulers import (
     CubicL1,
     L1Scheduler,
@@ -35,6 +36,7 @@ __all__ = [
     "ProxAdam",
     "ProxAdamW",
     "RampL1",
+    "SparsityRamp",
     "TargetSparsityL1",
     "WarmupL1",
     "available_backends",

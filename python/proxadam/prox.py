@@ -63,9 +63,10 @@ def prox_log_elastic_net(
 ) -> Tensor:
     r"""argmin_y l1 · slope · |y| + (l2 / 2) · y² + (1 / (2 · step_size)) · (y − x)², elementwise.
 
-    Here slope is 1 / (1 + |weight| / l1_knee). The first term is tangent at ``weight`` to l1 · l1_knee · log(1 + |y| / l1_knee), and nowhere
-    below it: steps of this kind, each from the last one's result, come to the stationary points of
-    that penalty (Candès, Wakin and Boyd, *Enhancing sparsity by reweighted l1 minimization*, 2008).
+    Here slope is 1 / (1 + |weight| / l1_knee). But for a constant the first term is tangent at
+    ``weight`` to l1 · l1_knee · log(1 + |y| / l1_knee), and nowhere below it: steps of this kind,
+    each from the last one's result, come to the stationary points of that penalty (Candès, Wakin
+    and Boyd, *Enhancing sparsity by reweighted l1 minimization*, 2008).
 
     Args:
         x: tensor of any shape, floating point or complex.
