@@ -18,8 +18,10 @@
   NUMBER(weight_decay)                 \
   NUMBER(l1)                           \
   NUMBER(l2)                           \
+  NUMBER(l1_knee)                      \
   NUMBER(max_shrink)                   \
   FLAG(euclidean)                      \
+  FLAG(keep_zeros)                     \
   FLAG(amsgrad)                        \
   FLAG(maximize)                       \
   FLAG(decoupled_weight_decay)

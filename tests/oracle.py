@@ -24,8 +24,10 @@ def oracle_step(
     amsgrad=False,
     l1=0.0,
     l2=0.0,
+    l1_knee=np.inf,
     metric="adaptive",
     max_shrink=10.0,
+    keep_zeros=False,
     decoupled_weight_decay=False,
     maximize=False,
 ):
@@ -52,11 +54,13 @@ def oracle_step(
     new = z
     if (l1 or l2) and lr:
         per_coordinate = lr / d if metric == "adaptive" else np.full_like(d, lr)
-        threshold = per_coordinate * l1
+        threshold = per_coordinate * l1 / (1 + np.abs(w) / l1_knee)
         survives = np.abs(z) > threshold
         soft = np.where(survives | np.isnan(z), np.sign(z) * (np.abs(z) - threshold), 0.0)
         shrunk = soft / (1 + per_coordinate * l2)
         reach = max_shrink * lr
         new = np.minimum(np.maximum(shrunk, z - reach), z + reach)
+    if keep_zeros and lr:
+        new = np.where(w == 0, 0.0, new)
     scale = np.maximum.reduce([np.abs(w), np.abs(new), lr * np.maximum(1, np.abs(m_hat) / d)])
     return new, m, v, largest, scale

@@ -164,7 +164,9 @@ LEGAL = {
     "weight_decay": ["0.0", "0.1", "1", "np.float64(0.01)"],
     "l1": ["0.0", "0.0", "0.01", "1.0", "torch.tensor(0.125)", "torch.tensor([0.5])"],
     "l2": ["0.0", "0.0", "0.02", "1.0", "torch.tensor(0.125)"],
+    "l1_knee": ["float('inf')", "0.25", "torch.tensor(0.125)"],
     "max_shrink": ["10.0", "1", "float('inf')"],
+    "keep_zeros": ["False", "True"],
     "metric": ["'adaptive'", "'euclidean'"],
     "state_dtype": ["None", "torch.float32"],
     "amsgrad": ["True", "False"],
@@ -189,8 +191,8 @@ ANY_BETAS = [
     "(0.9, torch.tensor(0.99))", "(torch.tensor(0.9), 0.99)", "(1j, 0.9)", "(True, 0)",
     "(float('nan'), 0.9)", "(0.9, float('inf'))", "(torch.tensor(2.0), torch.tensor(2.0))",
 ]  # fmt: skip
-NUMBERS = ["lr", "eps", "weight_decay", "l1", "l2", "max_shrink"]
-TENSORS_MAY = ("lr", "l1", "l2")  # other options as tensors may be refused
+NUMBERS = ["lr", "eps", "weight_decay", "l1", "l2", "l1_knee", "max_shrink"]
+TENSORS_MAY = ("lr", "l1", "l2", "l1_knee")  # other options as tensors may be refused
 legal_options = st.one_of(
     *(st.tuples(st.just(name), st.sampled_from(values)) for name, values in LEGAL.items())
 )
@@ -219,7 +221,7 @@ def is_legal(group):
             or value.requires_grad
         ):
             return False
-        if real == float("inf") and name != "max_shrink":
+        if real == float("inf") and name not in ("l1_knee", "max_shrink"):
             return False
     betas = group["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
@@ -228,11 +230,13 @@ def is_legal(group):
         return False
     if any(number(beta) is None or not 0 <= number(beta) < 1 for beta in betas):
         return False
-    if number(group["max_shrink"]) < 1 or 0 < number(group["eps"]) < 1e-30:
+    if number(group["l1_knee"]) <= 0 or number(group["max_shrink"]) < 1:
+        return False
+    if 0 < number(group["eps"]) < 1e-30:
         return False
     if group["metric"] not in ("adaptive", "euclidean"):
         return False
-    flags = ("amsgrad", "maximize", "foreach", "fused", "capturable", "differentiable")
+    flags = ("amsgrad", "maximize", "keep_zeros", *PATHS_ONLY)
     if group["state_dtype"] not in (None, torch.float32):
         return False
     return all(group[name] is None or isinstance(group[name], bool) for name in flags)
@@ -251,7 +255,7 @@ def as_numbers(group):
         return None
     numbers["metric"] = group["metric"]
     try:
-        flags = ("amsgrad", "maximize", "decoupled_weight_decay")
+        flags = ("amsgrad", "maximize", "keep_zeros", "decoupled_weight_decay")
         return numbers | {name: bool(group[name]) for name in flags}
     except RuntimeError:
         return None

@@ -15,9 +15,11 @@ from tools import each_class, each_twin, error_of, weights
 OWN_DEFAULTS = {
     "l1": 0.0,
     "l2": 0.0,
+    "l1_knee": math.inf,
     "metric": "adaptive",
     "max_shrink": 10.0,
     "state_dtype": None,
+    "keep_zeros": False,
 }
 
 
@@ -179,6 +181,10 @@ OWN_ERRORS = [
     ("l2", torch.ones(0), "Tensor l2 must be 1-element, got shape (0,)"),
     ("max_shrink", 0.999, "Invalid max_shrink value: 0.999, expected ≥ 1 (inf allowed)"),
     ("max_shrink", math.nan, "Invalid max_shrink value: nan, "),
+    ("l1_knee", 0.0, "Invalid l1_knee value: 0.0, expected above 0 (inf allowed)"),
+    ("l1_knee", -1.0, "Invalid l1_knee value: -1.0, "),
+    ("l1_knee", math.nan, "Invalid l1_knee value: nan, "),
+    ("l1_knee", torch.ones(2), "Tensor l1_knee must be 1-element, got shape (2,)"),
     ("metric", "euklidean", "Invalid metric: 'euklidean', expected one of "),
     ("metric", None, "Invalid metric: None, "),
 ]
@@ -207,7 +213,7 @@ def test_prox_options_are_checked_everywhere(cls, where, name, value, text):
     assert said.startswith(text)
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "max_shrink"])
+@pytest.mark.parametrize("name", ["l1", "l2", "l1_knee", "max_shrink"])
 @each_class
 def test_prox_options_that_are_no_numbers_are_type_errors(cls, name):
     expected = TypeError, f"{name} is '10', expected a number or a one-element tensor."
@@ -224,6 +230,8 @@ def test_prox_options_that_are_no_numbers_are_type_errors(cls, name):
         {"l1": torch.tensor(1e-3), "l2": torch.tensor([1e-3])},
         {"max_shrink": 1},
         {"max_shrink": math.inf},
+        {"l1_knee": 1},
+        {"l1_knee": torch.tensor([0.5])},
         {"metric": "euclidean"},
     ],
     ids=str,

@@ -80,9 +80,9 @@ def lists(sizes, dtype, offset=0, seed=0, grad_dtype=None, state_dtype=None):
 
 OPTIONS = {
     "lr": 0.05, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "l1": 0.3, "l2": 0.2,
-    "metric": "adaptive", "max_shrink": 10.0, "amsgrad": True, "maximize": False,
-    "decoupled_weight_decay": True, "foreach": None, "capturable": False, "differentiable": False,
-    "fused": True,
+    "l1_knee": math.inf, "metric": "adaptive", "max_shrink": 10.0, "keep_zeros": False,
+    "amsgrad": True, "maximize": False, "decoupled_weight_decay": True, "foreach": None,
+    "capturable": False, "differentiable": False, "fused": True,
 }  # fmt: skip
 
 
@@ -118,6 +118,8 @@ def assert_as_cpu(actual, expected):
 UPDATES = [
     {"metric": "adaptive", "amsgrad": True},
     {"metric": "euclidean", "amsgrad": False},
+    {"l1_knee": 0.5, "keep_zeros": True, "amsgrad": False},
+    {"metric": "euclidean", "l1_knee": 0.5, "keep_zeros": True, "amsgrad": False},
     {"l1": 0.0, "l2": 0.0, "amsgrad": False, "decoupled_weight_decay": False},
 ]
 

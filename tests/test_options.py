@@ -31,6 +31,7 @@ CHANGES = [
     {"l1": 0.5},
     {"l1": 0.0, "l2": 0.0},
     {"l2": 3.0},
+    {"l1_knee": 0.01},
     {"metric": "euclidean"},
     {"max_shrink": 1.0},
     {"max_shrink": math.inf},

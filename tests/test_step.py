@@ -56,6 +56,8 @@ class Trajectory:
         if largest is not None:
             assert_close(state["max_exp_avg_sq"], largest, np.abs(old_v) + grad**2, storage, "max")
         zero = self.param == 0
+        if self.options.get("keep_zeros"):
+            assert not self.param.flatten()[torch.from_numpy(before[0] == 0).flatten()].any()
         if self.options.get("l1"):
             assert not self.param[zero].signbit().any(), "a zero under the prox is -0.0"
         return self.param.detach()
@@ -87,6 +89,8 @@ options_strategy = st.fixed_dictionaries(
         "decoupled_weight_decay": st.booleans(),
         "l1": st.sampled_from([0.0, 1e-5, 0.05, 1.0]),
         "l2": st.sampled_from([0.0, 1e-4, 0.5]),
+        "l1_knee": st.sampled_from([float("inf"), 0.02, 1.0]),
+        "keep_zeros": st.booleans(),
         "metric": st.sampled_from(["adaptive", "euclidean"]),
         "max_shrink": st.sampled_from([1.0, 10.0, float("inf")]),
         "amsgrad": st.booleans(),

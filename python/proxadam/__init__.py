@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 from ._sparsity.param_groups import param_groups
+from ._sparsity.ramp import SparsityRamp
 from ._sparsity.schedulers import (
     CubicL1,
     L1Scheduler,
@@ -24,7 +25,7 @@ from ._sparsity.suggest_l1 import suggest_l1
 from .backends import available_backends, is_built
 from .functional import prox_adam
 from .optimizer import ProxAdam, ProxAdamW
-from .prox import prox_elastic_net, soft_threshold
+from .prox import prox_elastic_net, prox_log_elastic_net, soft_threshold
 
 __version__ = _version("proxadam")
 
@@ -35,6 +36,7 @@ __all__ = [
     "ProxAdam",
     "ProxAdamW",
     "RampL1",
+    "SparsityRamp",
     "TargetSparsityL1",
     "WarmupL1",
     "available_backends",
@@ -42,6 +44,7 @@ __all__ = [
     "param_groups",
     "prox_adam",
     "prox_elastic_net",
+    "prox_log_elastic_net",
     "soft_threshold",
     "sparsity",
     "stationarity",

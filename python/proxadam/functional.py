@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from ._step import dispatch
@@ -36,8 +38,10 @@ def prox_adam(  # noqa: D417 (the class describes the options)
     maximize: bool,
     l1: float | Tensor = 0.0,
     l2: float | Tensor = 0.0,
+    l1_knee: float | Tensor = math.inf,
     metric: str = "adaptive",
     max_shrink: float = 10.0,
+    keep_zeros: bool = False,
 ) -> None:
     """Take one proximal Adam step, in place.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,6 +75,11 @@ class ProxAdam(Optimizer):
         l1: weight of Σ|w|, finite and ≥ 0, in the units of the gradient; a float or a one-element
             tensor. (default: 0)
         l2: weight of ½ Σ w², finite and ≥ 0. (default: 0)
+        l1_knee: where the pull of l1 has halved, above 0, in the units of the weights: the penalty
+            is then l1 · knee · Σ log(1 + |w| / knee), and each step takes l1 / (1 + |w| / knee)
+            for l1, with w the weight before it (Candès, Wakin and Boyd, *Enhancing sparsity by
+            reweighted l1 minimization*, 2008). It spares large weights. inf is plain L1.
+            (default: inf)
         metric: "adaptive" gives each coordinate its own threshold lr · l1 / d, and then the
             solutions are those of the objective above; "euclidean" gives all the same lr · l1,
             which does not depend on the scale of the loss. (default: "adaptive")
@@ -81,6 +87,9 @@ class ProxAdam(Optimizer):
             no bound. It protects weights that have had almost no gradient. (default: 10)
         state_dtype: torch.float32 keeps the moments of bfloat16 and float16 parameters in float32;
             None keeps them in the parameter's dtype, as torch does. (default: None)
+        keep_zeros: a weight that is zero before the step is +0.0 behind it, whatever its gradient;
+            its moments go on. Weights that begin at zero, as one half of a LoRA pair does, then
+            never start. (default: False)
         decoupled_weight_decay: AdamW's decay in place of Adam's. (default: False)
         maximize: ascend the loss; the prox still shrinks. (default: False)
         foreach: torch ops on lists of tensors (True) or tensor by tensor (False); either forbids
@@ -109,9 +118,11 @@ class ProxAdam(Optimizer):
         *,
         l1: float | Tensor = 0.0,
         l2: float | Tensor = 0.0,
+        l1_knee: float | Tensor = math.inf,
         metric: str = "adaptive",
         max_shrink: float = 10.0,
         state_dtype: torch.dtype | None = None,
+        keep_zeros: bool = False,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -282,9 +293,11 @@ class ProxAdamW(ProxAdam):
         *,
         l1: float | Tensor = 0.0,
         l2: float | Tensor = 0.0,
+        l1_knee: float | Tensor = math.inf,
         metric: str = "adaptive",
         max_shrink: float = 10.0,
         state_dtype: torch.dtype | None = None,
+        keep_zeros: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,

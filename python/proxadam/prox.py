@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["prox_elastic_net", "soft_threshold"]
+__all__ = ["prox_elastic_net", "prox_log_elastic_net", "soft_threshold"]
 
 
 def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
@@ -51,3 +51,42 @@ def prox_elastic_net(
         A new tensor of the shape and dtype of ``x``.
     """
     return soft_threshold(x, step_size * l1) / (1 + step_size * l2)
+
+
+def prox_log_elastic_net(
+    x: Tensor,
+    weight: Tensor,
+    l1: float | Tensor,
+    l1_knee: float | Tensor,
+    l2: float | Tensor,
+    step_size: float | Tensor = 1.0,
+) -> Tensor:
+    r"""argmin_y l1 · slope · |y| + (l2 / 2) · y² + (1 / (2 · step_size)) · (y − x)², elementwise.
+
+    Here slope is 1 / (1 + |weight| / l1_knee). But for a constant the first term is tangent at
+    ``weight`` to l1 · l1_knee · log(1 + |y| / l1_knee), and nowhere below it: steps of this kind,
+    each from the last one's result, come to the stationary points of that penalty (Candès, Wakin
+    and Boyd, *Enhancing sparsity by reweighted l1 minimization*, 2008).
+
+    Args:
+        x: tensor of any shape, floating point or complex.
+        weight: the weight that ``x`` is a step from, of the shape of ``x``.
+        l1: slope of the penalty at 0, ≥ 0.
+        l1_knee: where the slope has halved, > 0; inf makes it :func:`prox_elastic_net`.
+        l2: weight of ½ y², ≥ 0.
+        step_size: > 0, a number or a real tensor that broadcasts against ``x``.
+
+    Returns:
+        A new tensor of the shape and dtype of ``x``.
+    """
+    return prox_elastic_net(x, l1 * log_slope(weight, l1_knee), l2, step_size)
+
+
+def log_slope(weight: Tensor, knee: float | Tensor) -> Tensor:
+    """The slope of knee · log(1 + |weight| / knee): 1 at 0, and ½ at the knee.
+
+    The knee is taken as no smaller than the smallest normal number, that 0 over it is 0.
+    """
+    tiny = torch.finfo(weight.dtype).tiny
+    least = knee.clamp_min(tiny) if isinstance(knee, Tensor) else max(knee, tiny)
+    return (1 + weight.abs() / least).reciprocal_()

@@ -23,6 +23,8 @@ _CHUNK = 1 << 24
 Sharding = tuple[Any, Any] | None
 # (index of its group, name, parameter)
 Named = tuple[int, str, Tensor]
+# How a tensor is looked at: flat pieces of its local part.
+Pieces = Callable[[Tensor], Sequence[Tensor]]
 # A number that is still on its device: a tensor, and the position in it.
 Place = tuple[Tensor, int]
 
@@ -206,23 +208,43 @@ def has_stepped(state: dict[str, Any]) -> bool:
     return isinstance(step, Tensor) or bool(step > 0)
 
 
-def chunks(tensor: Tensor) -> Sequence[Tensor]:
-    """The local part of a tensor, flat, in pieces whose temporaries are small."""
+def chunks(tensor: Tensor, whole: int = 1) -> Sequence[Tensor]:
+    """The local part of a tensor, flat, in pieces whose temporaries are small.
+
+    Each is a multiple of ``whole`` elements.
+    """
     size = _CPU_CHUNK if tensor.device.type == "cpu" else _CHUNK
+    size = max(size // max(whole, 1), 1) * max(whole, 1)
     pieces: Sequence[Tensor] = local_part(tensor).reshape(-1).split(size)
     return pieces
 
 
+def pieces_at(positions: Tensor) -> Pieces:
+    """What stands for :func:`chunks` where only these are asked for, all in one piece.
+
+    Args:
+        positions: flat indices into the local part, int64, on the CPU or the tensor's device.
+    """
+    return lambda tensor: [local_part(tensor).reshape(-1)[positions]]
+
+
+def sample(numel: int, stride: int, seed: int) -> Tensor:
+    """Draw one position of each ``stride`` neighbours: each has a chance of 1 / stride."""
+    first = torch.arange(0, numel, stride)
+    generator = torch.Generator().manual_seed(seed)  # of its own: torch's goes on undisturbed
+    drawn = first + torch.randint(stride, first.shape, generator=generator)
+    return drawn[drawn < numel]
+
+
 def corrected_moments(
-    group: dict[str, Any], state: dict[str, Any], positions: Tensor | None = None
+    group: dict[str, Any], state: dict[str, Any], pieces: Pieces = chunks
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield m̂ and d = √v̂ + eps, as the step has them, for each of :func:`chunks`.
+    """Yield m̂ and d = √v̂ + eps, as the step has them, for each of the pieces.
 
     Args:
         group: the parameter's group.
         state: the parameter's state, that has stepped.
-        positions: where to look, all in one piece: flat indices into the local part, int64, on
-            the CPU or the state's device. (default: everywhere)
+        pieces: of a tensor; :func:`chunks`, or :func:`pieces_at`.
 
     Yields:
         Two flat tensors in float32, or float64 for float64 state.
@@ -230,14 +252,21 @@ def corrected_moments(
     Raises:
         ValueError: a complex parameter.
     """
-    exp_avg = state["exp_avg"]
-    if exp_avg.is_complex():
-        shape = tuple(exp_avg.shape)
-        raise ValueError(f"expected real parameters, got a complex one of shape {shape}")
+    beta1, step = map(number_if_on_cpu, (group["betas"][0], state["step"]))
+    denoms = denominators(group, state, pieces)
+    for m, d in zip(pieces(state["exp_avg"]), denoms, strict=True):
+        yield m.to(d.dtype) / (1 - beta1**step), d
+
+
+def denominators(
+    group: dict[str, Any], state: dict[str, Any], pieces: Pieces = chunks, scale: Any = 1.0
+) -> Iterator[Tensor]:
+    """Yield scale · d alone; see :func:`corrected_moments`."""
     exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    beta1, beta2, step = map(number_if_on_cpu, (*group["betas"], state["step"]))
-    dtype = torch.promote_types(exp_avg.dtype, torch.float32)
-    pieces = chunks if positions is None else lambda t: [local_part(t).reshape(-1)[positions]]
-    for m, v in zip(pieces(exp_avg), pieces(exp_avg_sq), strict=True):
-        d = v.to(dtype).sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-        yield m.to(dtype) / (1 - beta1**step), d
+    if exp_avg_sq.is_complex():
+        shape = tuple(exp_avg_sq.shape)
+        raise ValueError(f"expected real parameters, got a complex one of shape {shape}")
+    beta2, step = map(number_if_on_cpu, (group["betas"][1], state["step"]))
+    factor, eps = scale / (1 - beta2**step) ** 0.5, scale * group["eps"]
+    for v in pieces(exp_avg_sq):
+        yield v.to(torch.promote_types(v.dtype, torch.float32)).sqrt().mul_(factor).add_(eps)

@@ -11,11 +11,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .reading import (
+    Pieces,
     Sharding,
+    chunks,
     corrected_moments,
     gather_shards,
     has_stepped,
     local_part,
+    pieces_at,
+    sample,
     shard_index,
     sharding_of,
 )
@@ -76,10 +80,11 @@ def suggest_l1(
     found: dict[tuple[Sharding, torch.device], list[Tensor]] = {}
     for i, (group, param) in enumerate(stepped):
         sharding = sharding_of(param)
-        positions = None
+        pieces: Pieces = chunks
         if stride > 1:
-            positions = _sample(local_part(param).numel(), stride, shard_index(sharding) << 20 | i)
-        for m, d in corrected_moments(group, optimizer.state[param], positions):
+            seed = shard_index(sharding) << 20 | i
+            pieces = pieces_at(sample(local_part(param).numel(), stride, seed))
+        for m, d in corrected_moments(group, optimizer.state[param], pieces):
             needed = (m / d if group.get("metric") == "euclidean" else m).abs().float()
             found.setdefault((sharding, needed.device), []).append(needed)
     values = torch.cat([gather_shards(torch.cat(parts), key[0]) for key, parts in found.items()])
@@ -104,11 +109,3 @@ def _groups(optimizer: Optimizer, indices: Iterable[int] | None) -> list[dict[st
             " units; ask for each with groups=[i]."
         )
     return chosen
-
-
-def _sample(numel: int, stride: int, seed: int) -> Tensor:
-    """Draw one position of each ``stride`` neighbours: each has a chance of 1 / stride."""
-    first = torch.arange(0, numel, stride)
-    generator = torch.Generator().manual_seed(seed)  # of its own: torch's goes on undisturbed
-    drawn = first + torch.randint(stride, first.shape, generator=generator)
-    return drawn[drawn < numel]

@@ -29,6 +29,11 @@ def _at_least_one(name: str, value: float) -> None:
         raise ValueError(f"Invalid {name} value: {value}, expected ≥ 1 (inf allowed)")
 
 
+def _above_zero(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"Invalid {name} value: {value}, expected above 0 (inf allowed)")
+
+
 def _metric(name: str, value: object) -> None:
     if value not in METRICS:
         raise ValueError(f"Invalid {name}: {value!r}, expected one of {METRICS}")
@@ -59,8 +64,10 @@ class Options:
     l1: float | Tensor = field(default=0.0, metadata={"check": _strength})
     l2: float | Tensor = field(default=0.0, metadata={"check": _strength})
     metric: str = field(default="adaptive", metadata={"check": _metric})
+    l1_knee: float | Tensor = field(default=math.inf, metadata={"check": _above_zero})
     max_shrink: float | Tensor = field(default=10.0, metadata={"check": _at_least_one})
     state_dtype: torch.dtype | None = field(default=None, metadata={"check": _state_dtype})
+    keep_zeros: bool = False
     decoupled_weight_decay: bool = False
     maximize: bool = False
     foreach: bool | None = field(default=None, metadata=_IMPLEMENTATION)
@@ -88,6 +95,11 @@ class Options:
     def has_prox(self) -> bool:
         """Whether there is anything to do after Adam; a strength off the host may be nonzero."""
         return any(unread(value) or value != 0 for value in (self.l1, self.l2))
+
+    @property
+    def has_knee(self) -> bool:
+        """Whether the pull of l1 depends on the weight; a knee off the host may be finite."""
+        return unread(self.l1_knee) or bool(self.l1_knee < math.inf)
 
     @property
     def allows_kernel(self) -> bool:

@@ -11,20 +11,25 @@ from torch import Tensor
 from ..prox import prox_elastic_net
 from .options import unread
 
+_Slopes = list[Tensor] | None  # what l1 is multiplied with, for each parameter; None without knee
 
-def each_(o: Any, params: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
+
+def each_(
+    o: Any, params: list[Tensor], second_moments: list[Tensor], roots: Any, slopes: _Slopes
+) -> None:
     """Replace Adam's results z by their bounded elastic-net prox; d = √v / root + eps.
 
     The prox takes d as no smaller than the smallest normal number: 1 / d may be multiplied by 0.
     """
     bound = o.max_shrink * o.lr
-    for param, second_moment, root in zip(params, second_moments, roots, strict=True):
+    l1s = [o.l1 * slope for slope in slopes] if slopes else [o.l1] * len(params)
+    for param, second_moment, root, l1 in zip(params, second_moments, roots, l1s, strict=True):
         z = param.clone() if o.differentiable else param
         step_size = o.lr
         if not o.euclidean:
             d = (second_moment.sqrt() / root).add_(o.eps)
             step_size = o.lr / d.clamp_min(torch.finfo(d.dtype).tiny)
-        shrunk = prox_elastic_net(z, o.l1, o.l2, step_size)
+        shrunk = prox_elastic_net(z, l1, o.l2, step_size)
         if z.is_complex():
             pull = shrunk - z
             shrunk = torch.where(pull.abs() > bound, z + pull * (bound / pull.abs()), shrunk)
@@ -33,7 +38,9 @@ def each_(o: Any, params: list[Tensor], second_moments: list[Tensor], roots: Any
         param.copy_(shrunk.add_(0.0))  # −0.0 + 0.0 = +0.0: under the prox no zero has a sign
 
 
-def list_(o: Any, zs: list[Tensor], second_moments: list[Tensor], roots: Any) -> None:
+def list_(
+    o: Any, zs: list[Tensor], second_moments: list[Tensor], roots: Any, slopes: _Slopes
+) -> None:
     """:func:`each_` on a list of real tensors, with few passes and little fresh memory."""
     high, low, divisors = o.lr * o.l1, -o.lr * o.l1, 1 + o.lr * o.l2
     if not o.euclidean:
@@ -45,9 +52,12 @@ def list_(o: Any, zs: list[Tensor], second_moments: list[Tensor], roots: Any) ->
             torch._foreach_clamp_min_(divisors, tiny)
         torch._foreach_reciprocal_(divisors)
         high = torch._foreach_mul(divisors, high)
-        low = torch._foreach_neg(high)
         torch._foreach_mul_(divisors, o.lr * o.l2)
         torch._foreach_add_(divisors, 1)
+    if slopes:
+        high = torch._foreach_mul(slopes, high)
+    if slopes or not o.euclidean:
+        low = torch._foreach_neg(high)
     clamped = torch._foreach_clamp_max(zs, high)
     torch._foreach_clamp_min_(clamped, low)
     shrunk = torch._foreach_sub(zs, clamped)

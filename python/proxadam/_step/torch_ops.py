@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from torch.optim.adam import adam
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
+from ..prox import log_slope
 from . import prox_ops
 from .group import Group
 from .options import TYPES, Options, unread
@@ -142,6 +143,9 @@ def _update(options: Options, rows: list[_Row], foreach: bool, whole: bool, trac
     settings |= {"foreach": foreach, "fused": False, "has_complex": params[0].is_complex()}
     settings["capturable"] = traced or options.capturable
     lists = [*map(list, working), []][:5]
+    zeros = [weight == 0 for weight in working[0]] if options.keep_zeros and moves else []
+    knee = moves and options.has_prox and options.has_knee
+    slopes = [log_slope(weight, options.l1_knee) for weight in working[0]] if knee else None
     adam(*lists, steps, **settings)  # type: ignore[arg-type, call-arg]
 
     if options.has_prox and moves:
@@ -150,7 +154,9 @@ def _update(options: Options, rows: list[_Row], foreach: bool, whole: bool, trac
             counts = [step_t.item() for step_t in steps]
         roots = [(1 - options.beta2**count) ** 0.5 for count in counts]
         prox_ = prox_ops.list_ if foreach or not whole else prox_ops.each_
-        prox_(options, working[0], working[-1], roots)
+        prox_(options, working[0], working[-1], roots, slopes)
+    for weight, zero in zip(working[0] if zeros else [], zeros, strict=True):
+        weight.masked_fill_(zero, 0.0)
     for tensors, computed in zip(moments, working[2:], strict=True):
         _write(tensors, computed, foreach)
     if moves and (asked or working[0][0] is not params[0]):

@@ -1,0 +1,196 @@
+"""Set exactly so many weights to zero: those with the lowest scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reading import (
+    Sharding,
+    chunks,
+    local_part,
+    pieces_at,
+    reduce_each,
+    sample,
+    shard_index,
+)
+from .scores import Scored, bits_of, score_of, scores
+from .selection import Part, kth_smallest
+from .shards import global_positions
+
+# Up to so many weights are all compared. Of more, about as many tell where the border is.
+_SAMPLE = 1 << 18
+# How far from it the border of all of them may be, in standard errors.
+_SPREAD = 5.0
+
+
+class WeightPruner:
+    """The weights of some parameters, of which a share is to be zero.
+
+    A sample says between which two scores the border lies. All weights are then counted below,
+    between and above (:meth:`look`), and when the host has read the counts (:meth:`settle`), those
+    below are zeroed and those between are compared bit by bit (:meth:`zero`). So the weights are
+    read twice, whatever their number, and nothing of their size is kept. Ties go by position.
+
+    Args:
+        ones: the parameters, on any devices, whole or in shards.
+        share: of all their weights, from 0 to 1.
+    """
+
+    def __init__(self, ones: Sequence[Scored], share: float) -> None:
+        self._ones = ones
+        self.count = sum(one.param.numel() for one in ones)
+        self.wanted = round(share * self.count)
+        self.zeros = 0  # before; settle() knows
+        self._home = ones[0].param.device
+        dtypes = {torch.promote_types(one.param.dtype, torch.float32) for one in ones}
+        self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        smallest = torch.finfo(self._dtype).tiny * torch.finfo(self._dtype).eps
+        self._everything = tuple(
+            torch.tensor(bound, dtype=self._dtype, device=self._home)
+            for bound in (smallest, math.inf)
+        )
+        self._low, self._high = self._everything
+        if self.count > _SAMPLE:
+            self._low, self._high = self._sampled(self.wanted / self.count)
+
+    def look(self) -> list[Tensor]:
+        """Count the weights of each chunk: below, up to the upper bound, and not zero.
+
+        Returns:
+            Counts of the local chunks, and for each parameter those of all shards; on devices.
+        """
+        local = []
+        for one in self._ones:
+            low, high = (bound.to(one.param.device) for bound in (self._low, self._high))
+            rows = [
+                torch.stack([(s < low).sum(), (s <= high).sum(), w.count_nonzero()])
+                for w, s in self._scores(one)
+            ]
+            local.append(torch.stack(rows))
+        places = reduce_each([one.param for one in self._ones], [rows.sum(0) for rows in local])
+        return [*local, *(whole[i] for whole, i in places)]
+
+    def settle(self, counts: list[list[float]]) -> bool:
+        """Take the numbers that :meth:`look` has counted; whether the border is between the bounds.
+
+        If it is not, as happens once in a million times, the bounds have moved: look again.
+        """
+        parameters = len(self._ones)
+        self._chunks = [
+            [(int(a), int(b)) for a, b, _ in zip(*[iter(flat)] * 3, strict=True)]
+            for flat in counts[:parameters]
+        ]
+        columns = zip(*counts[parameters:], strict=True)
+        below, until, nonzeros = (int(sum(column)) for column in columns)
+        self.zeros = self.count - nonzeros
+        self._left = min(self.wanted, until) - below
+        if self.wanted <= self.zeros:
+            return True
+        if self.wanted < below:
+            self._low, self._high = self._everything[0], self._low
+            return False
+        if self.wanted > until and not torch.equal(self._high, self._everything[1]):
+            self._low, self._high = self._high, self._everything[1]
+            return False
+        return True
+
+    def zero(self) -> None:
+        """Zero what is below, and of what is between as many as are left to be zeroed."""
+        if self.wanted <= self.zeros:
+            return
+        flats, found = [], []
+        for one, counts in zip(self._ones, self._chunks, strict=True):
+            flats.append(local_part(one.param).reshape(-1))
+            found.append(self._zero_below(one, flats[-1], counts))
+        if self._left > 0:
+            for flat, (positions, _), drops in zip(flats, found, self._lowest(found), strict=True):
+                flat.index_copy_(0, positions, flat[positions].masked_fill_(drops, 0.0))
+        for one, flat in zip(self._ones, flats, strict=True):
+            local = local_part(one.param)
+            if flat.data_ptr() != local.data_ptr():  # a copy, for the memory is not contiguous
+                local.copy_(flat.view_as(local))
+
+    def _scores(self, one: Scored, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((w, s.to(self._dtype)) for w, s in scores(one, *args))
+
+    def _sampled(self, share: float) -> tuple[Tensor, Tensor]:
+        """Two scores between which the border is, almost surely."""
+        stride = math.ceil(self.count / _SAMPLE)
+        parts, sizes = [], []
+        for i, one in enumerate(self._ones):
+            seed = shard_index(one.sharding) << 20 | i
+            positions = sample(local_part(one.param).numel(), stride, seed)
+            ((_, s),) = self._scores(one, pieces_at(positions))
+            parts.append((one.sharding, bits_of(s), torch.ones_like(s, dtype=torch.bool)))
+            sizes.append(torch.tensor(s.numel(), device=s.device))
+        places = reduce_each([one.param for one in self._ones], sizes)
+        size = torch.stack([whole[i].to(self._home, torch.float64) for whole, i in places]).sum()
+        spread = _SPREAD * (size * share * (1 - share)).sqrt() + 1
+        low, high = (
+            kth_smallest(parts, rank.long().clamp_min(1), self._bits)[0]
+            for rank in (size * share - spread, size * share + spread + 1)
+        )
+        low, high = score_of(low, self._dtype), score_of(high, self._dtype)
+        return torch.maximum(low, self._everything[0]), torch.maximum(high, self._everything[0])
+
+    @property
+    def _bits(self) -> int:
+        return 63 if self._dtype == torch.float64 else 31
+
+    def _zero_below(
+        self, one: Scored, flat: Tensor, counts: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Zero what is below; the positions and the scores of what is between the bounds."""
+        low, high = (bound.to(flat.device) for bound in (self._low, self._high))
+        positions = [torch.empty(0, dtype=torch.int64, device=flat.device)]
+        between = [torch.empty(0, dtype=self._dtype, device=flat.device)]
+        start = 0
+        for (w, s), (below, until) in zip(
+            self._scores(one, chunks, chunks(flat)), counts, strict=True
+        ):
+            if below:
+                w.masked_fill_(s < low, 0.0)
+            if until > below:  # so many that no device need be asked for their number
+                inside = (s >= low).logical_and_(s <= high)
+                there = torch.nonzero_static(inside, size=until - below).squeeze(1)
+                positions.append(there + start)
+                between.append(s[there])
+            start += w.numel()
+        return torch.cat(positions), torch.cat(between)
+
+    def _lowest(self, found: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Which of the weights between the bounds are to be zeroed, by parameter."""
+        keys = [bits_of(s) for _, s in found]
+        numbers = [
+            one.first + global_positions(one.param, positions)
+            for one, (positions, _) in zip(self._ones, found, strict=True)
+        ]
+        shardings = [one.sharding for one in self._ones]
+        left = torch.tensor(self._left, device=self._home)
+        every = [torch.ones_like(key, dtype=torch.bool) for key in keys]
+        border, nth = kth_smallest(_joined(shardings, keys, every), left, self._bits)
+        ties = [key == border.to(key.device) for key in keys]
+        bits = (self._ones[-1].first + self._ones[-1].param.numel()).bit_length()
+        last, _ = kth_smallest(_joined(shardings, numbers, ties), nth, bits)
+        return [
+            (key < border.to(key.device)) | tied & (number <= last.to(key.device))
+            for key, tied, number in zip(keys, ties, numbers, strict=True)
+        ]
+
+
+def _joined(
+    shardings: Sequence[Sharding], integers: Sequence[Tensor], counts: Sequence[Tensor]
+) -> list[Part]:
+    """One part for the parameters that are spread alike over the same device."""
+    alike: dict[tuple[Sharding, torch.device], list[int]] = {}
+    for i, (sharding, tensor) in enumerate(zip(shardings, integers, strict=True)):
+        alike.setdefault((sharding, tensor.device), []).append(i)
+    return [
+        (key[0], torch.cat([integers[i] for i in own]), torch.cat([counts[i] for i in own]))
+        for key, own in alike.items()
+    ]
