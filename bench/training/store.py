@@ -42,7 +42,7 @@ class Store:
     def _read(self, old: dict[str, Any], path: Path) -> None:
         head = json.loads(json.dumps(self.head))  # tuples become lists
         same = old.get("data") == head["data"] and all(
-            old.get("recipe", {}).get(name) == value
+            old.get("recipe", {}).get(name, value) == value  # what is new since had no say
             for name, value in head["recipe"].items()
             if name not in PLANNED
         )
