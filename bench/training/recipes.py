@@ -103,7 +103,7 @@ FULL = {
         grids=grids(ends=(0.8, 0.6), untils=(0.3, 0.5), l1=(1e-5, 1e-4)),
         seeds=3,
         tuned_at=(0.9, 0.9, 0.95, 0.95),
-        steps=2400,
+        steps=1800,
     ),
 }
 
