@@ -5,13 +5,15 @@
 #include <string>  // for string
 #include <vector>  // for vector
 
-#include "range.h"  // for UpdateRange
+#include "range.h"   // for UpdateRange
+#include "scores.h"  // for CountScores
 
 namespace proxadam {
 
 struct Capability {
   const char* name;
   UpdateRange update_range;
+  CountScores count_scores;
 };
 
 // Those that were compiled in and that this processor has, the widest last.

@@ -14,6 +14,7 @@
 #include "../python/protocol.h"  // for define_protocol, Functions, Kernel
 #include "capability.h"          // for Capability
 #include "chunk_plan.h"          // for ChunkPlan
+#include "score_binding.h"       // for define_scores
 #include "step.h"                // for ParallelFor, step_cpu
 
 namespace py = pybind11;
@@ -24,6 +25,9 @@ namespace {
 Capability capability;
 // A forked child has none of the pool's threads, and waiting for them would never end.
 bool in_forked_child = false;
+ParallelFor torchs_parallel_for = nullptr;
+
+ParallelFor parallel_for() { return in_forked_child ? nullptr : torchs_parallel_for; }
 
 class CpuKernel : public Kernel {
  public:
@@ -31,19 +35,18 @@ class CpuKernel : public Kernel {
 
   const std::vector<bool>& bind(const Functions& functions) override {
     const auto found = functions.find("parallel_for");
-    if (found != functions.end()) parallel_for_ = reinterpret_cast<ParallelFor>(found->second);
+    if (found != functions.end()) {
+      torchs_parallel_for = reinterpret_cast<ParallelFor>(found->second);
+    }
     return usable_;
   }
 
   bool prepare(const TensorTable&) override { return true; }
 
-  void run(const TensorTable& table) override {
-    step_cpu(table, capability, in_forked_child ? nullptr : parallel_for_);
-  }
+  void run(const TensorTable& table) override { step_cpu(table, capability, parallel_for()); }
 
  private:
   const std::vector<bool> usable_{true};
-  ParallelFor parallel_for_ = nullptr;
 };
 
 using Chunk = std::tuple<std::size_t, std::int64_t, std::int64_t>;
@@ -71,6 +74,7 @@ PYBIND11_MODULE(_cpu, m) {
   pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
 
   define_protocol(m, std::make_unique<CpuKernel>());
+  define_scores(m, capability, parallel_for);
   m.def(
       "capabilities",
       [] {
@@ -79,8 +83,7 @@ PYBIND11_MODULE(_cpu, m) {
         return names;
       },
       "Instruction sets compiled in that this processor has, the widest last.");
-  m.def(
-      "capability", [] { return capability.name; }, "The instruction set in use.");
+  m.def("capability", [] { return capability.name; }, "The instruction set in use.");
   m.def(
       "use_capability", [](const std::string& name) { capability = choose_capability(name); },
       py::arg("name"), "Change the instruction set in use; for tests and benchmarks.");

@@ -2,4 +2,5 @@
 // compiler's flags.
 
 #define PROXADAM_CPU_CAPABILITY avx512_bf16
+#include "count_scores.h"
 #include "update_range.h"

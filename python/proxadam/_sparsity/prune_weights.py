@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from . import score_pass
 from .reading import (
     Sharding,
-    chunks,
     local_part,
     pieces_at,
     reduce_each,
@@ -25,7 +24,7 @@ from .shards import global_positions
 # Up to so many weights are all compared. Of more, about as many tell where the border is.
 _SAMPLE = 1 << 18
 # How far from it the border of all of them may be, in standard errors.
-_SPREAD = 5.0
+_SPREAD = 4.0
 
 
 class WeightPruner:
@@ -64,25 +63,18 @@ class WeightPruner:
         Returns:
             Counts of the local chunks, and for each parameter those of all shards; on devices.
         """
-        local = []
-        for one in self._ones:
-            low, high = (bound.to(one.param.device) for bound in (self._low, self._high))
-            rows = [
-                torch.stack([(s < low).sum(), (s <= high).sum(), w.count_nonzero()])
-                for w, s in self._scores(one)
-            ]
-            local.append(torch.stack(rows))
+        local = [score_pass.count(one, self._low, self._high) for one in self._ones]
         places = reduce_each([one.param for one in self._ones], [rows.sum(0) for rows in local])
         return [*local, *(whole[i] for whole, i in places)]
 
     def settle(self, counts: list[list[float]]) -> bool:
         """Take the numbers that :meth:`look` has counted; whether the border is between the bounds.
 
-        If it is not, as happens once in a million times, the bounds have moved: look again.
+        If it is not, as happens once in ten thousand times, the bounds have moved: look again.
         """
         parameters = len(self._ones)
         self._chunks = [
-            [(int(a), int(b)) for a, b, _ in zip(*[iter(flat)] * 3, strict=True)]
+            [[*map(int, row)] for row in zip(*[iter(flat)] * 3, strict=True)]
             for flat in counts[:parameters]
         ]
         columns = zip(*counts[parameters:], strict=True)
@@ -103,20 +95,15 @@ class WeightPruner:
         """Zero what is below, and of what is between as many as are left to be zeroed."""
         if self.wanted <= self.zeros:
             return
-        flats, found = [], []
-        for one, counts in zip(self._ones, self._chunks, strict=True):
-            flats.append(local_part(one.param).reshape(-1))
-            found.append(self._zero_below(one, flats[-1], counts))
+        found = [
+            score_pass.zero_below(one, self._low, self._high, counts)
+            for one, counts in zip(self._ones, self._chunks, strict=True)
+        ]
         if self._left > 0:
-            for flat, (positions, _), drops in zip(flats, found, self._lowest(found), strict=True):
-                flat.index_copy_(0, positions, flat[positions].masked_fill_(drops, 0.0))
-        for one, flat in zip(self._ones, flats, strict=True):
-            local = local_part(one.param)
-            if flat.data_ptr() != local.data_ptr():  # a copy, for the memory is not contiguous
-                local.copy_(flat.view_as(local))
-
-    def _scores(self, one: Scored, *args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((w, s.to(self._dtype)) for w, s in scores(one, *args))
+            for one, (positions, _), drops in zip(
+                self._ones, found, self._lowest(found), strict=True
+            ):
+                _zero_at(local_part(one.param), positions, drops)
 
     def _sampled(self, share: float) -> tuple[Tensor, Tensor]:
         """Two scores between which the border is, almost surely."""
@@ -125,7 +112,7 @@ class WeightPruner:
         for i, one in enumerate(self._ones):
             seed = shard_index(one.sharding) << 20 | i
             positions = sample(local_part(one.param).numel(), stride, seed)
-            ((_, s),) = self._scores(one, pieces_at(positions))
+            ((_, s),) = scores(one, pieces_at(positions), dtype=self._dtype)
             parts.append((one.sharding, bits_of(s), torch.ones_like(s, dtype=torch.bool)))
             sizes.append(torch.tensor(s.numel(), device=s.device))
         places = reduce_each([one.param for one in self._ones], sizes)
@@ -141,27 +128,6 @@ class WeightPruner:
     @property
     def _bits(self) -> int:
         return 63 if self._dtype == torch.float64 else 31
-
-    def _zero_below(
-        self, one: Scored, flat: Tensor, counts: list[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor]:
-        """Zero what is below; the positions and the scores of what is between the bounds."""
-        low, high = (bound.to(flat.device) for bound in (self._low, self._high))
-        positions = [torch.empty(0, dtype=torch.int64, device=flat.device)]
-        between = [torch.empty(0, dtype=self._dtype, device=flat.device)]
-        start = 0
-        for (w, s), (below, until) in zip(
-            self._scores(one, chunks, chunks(flat)), counts, strict=True
-        ):
-            if below:
-                w.masked_fill_(s < low, 0.0)
-            if until > below:  # so many that no device need be asked for their number
-                inside = (s >= low).logical_and_(s <= high)
-                there = torch.nonzero_static(inside, size=until - below).squeeze(1)
-                positions.append(there + start)
-                between.append(s[there])
-            start += w.numel()
-        return torch.cat(positions), torch.cat(between)
 
     def _lowest(self, found: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Which of the weights between the bounds are to be zeroed, by parameter."""
@@ -181,6 +147,14 @@ class WeightPruner:
             (key < border.to(key.device)) | tied & (number <= last.to(key.device))
             for key, tied, number in zip(keys, ties, numbers, strict=True)
         ]
+
+
+def _zero_at(local: Tensor, positions: Tensor, drops: Tensor) -> None:
+    """Zero those of the flat positions that are to be dropped; the device is not asked which."""
+    flat = local.reshape(-1)
+    flat.index_copy_(0, positions, flat[positions].masked_fill_(drops, 0.0))
+    if flat.data_ptr() != local.data_ptr():
+        local.copy_(flat.view_as(local))
 
 
 def _joined(

@@ -252,21 +252,13 @@ def corrected_moments(
     Raises:
         ValueError: a complex parameter.
     """
-    beta1, step = map(number_if_on_cpu, (group["betas"][0], state["step"]))
-    denoms = denominators(group, state, pieces)
-    for m, d in zip(pieces(state["exp_avg"]), denoms, strict=True):
-        yield m.to(d.dtype) / (1 - beta1**step), d
-
-
-def denominators(
-    group: dict[str, Any], state: dict[str, Any], pieces: Pieces = chunks, scale: Any = 1.0
-) -> Iterator[Tensor]:
-    """Yield scale · d alone; see :func:`corrected_moments`."""
-    exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    if exp_avg_sq.is_complex():
-        shape = tuple(exp_avg_sq.shape)
+    exp_avg = state["exp_avg"]
+    if exp_avg.is_complex():
+        shape = tuple(exp_avg.shape)
         raise ValueError(f"expected real parameters, got a complex one of shape {shape}")
-    beta2, step = map(number_if_on_cpu, (group["betas"][1], state["step"]))
-    factor, eps = scale / (1 - beta2**step) ** 0.5, scale * group["eps"]
-    for v in pieces(exp_avg_sq):
-        yield v.to(torch.promote_types(v.dtype, torch.float32)).sqrt().mul_(factor).add_(eps)
+    exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    beta1, beta2, step = map(number_if_on_cpu, (*group["betas"], state["step"]))
+    dtype = torch.promote_types(exp_avg.dtype, torch.float32)
+    for m, v in zip(pieces(exp_avg), pieces(exp_avg_sq), strict=True):
+        d = v.to(dtype).sqrt().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+        yield m.to(dtype) / (1 - beta1**step), d

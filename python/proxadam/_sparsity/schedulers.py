@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .reading import count_nonzeros, read_numbers
+
+# How far below the wanted share one is steered that is kept in the end, in log odds.
+_BELOW = 0.2
 
 __all__ = ["CubicL1", "L1Scheduler", "LinearL1", "RampL1", "TargetSparsityL1", "WarmupL1"]
 
@@ -192,6 +196,12 @@ class TargetSparsityL1(L1Scheduler):
     or less, and the target be reached before the learning rate has decayed, for then weights move
     no more. A base l1 that is wrong by a factor of ten costs some of them.
 
+    The pull on the weights that are left costs accuracy. With ``until`` it goes: up to that step
+    the share is steered to a little below the wanted one (0.2 less in log odds); from then on
+    ``keep_zeros`` is on in these groups and the zeros are counted at every step; and as soon as
+    the share is reached, l1 is 0. Without ``until``, do not set ``keep_zeros`` by hand: zeros
+    that come and go are what the steering holds in balance, and kept ones overshoot.
+
     Args:
         optimizer: as in :class:`L1Scheduler`; :func:`proxadam.suggest_l1` gives a base l1.
         sparsity: the wanted share of exact zeros, above 0 and below 1.
@@ -201,9 +211,15 @@ class TargetSparsityL1(L1Scheduler):
         max_change: the largest factor of an update, above 1. (default: 1.5)
         start_factor: multiple of the base l1 to begin with, within the bounds. (default: 0.1)
         max_factor: l1 stays within this factor of its base, above 1. (default: 100)
+        until: the step from which zeros are kept, ≥ 1, best at a third of the training; None
+            steers to the end. (default: None)
 
     Raises:
         ValueError: also if every l1 is 0: there is nothing to multiply.
+
+    Warns:
+        UserWarning: with ``until``, where the learning rates of these groups have come to 0 and
+            the share has not been reached: l1 then stays as it is.
 
     DTensors are counted as by :func:`proxadam.sparsity`: all processes take the same steps, and
     must call :meth:`step` together. Resumed from its ``state_dict``, it goes on to the same bits.
@@ -220,6 +236,7 @@ class TargetSparsityL1(L1Scheduler):
         max_change: float = 1.5,
         start_factor: float = 0.1,
         max_factor: float = 100.0,
+        until: int | None = None,
     ) -> None:
         if not 0 < sparsity < 1:
             raise ValueError(f"Invalid sparsity: {sparsity}, expected above 0 and below 1")
@@ -234,14 +251,23 @@ class TargetSparsityL1(L1Scheduler):
             raise ValueError(
                 f"Invalid start_factor: {start_factor}, expected from 1 / max_factor to max_factor"
             )
+        if until is not None:
+            _check_range("until", until, 1)
+            if not all("keep_zeros" in group for group in getattr(optimizer, "param_groups", ())):
+                raise ValueError(
+                    f"expected groups with keep_zeros, as ProxAdam's are, got those of"
+                    f" {type(optimizer).__name__}."
+                )
         self.sparsity = sparsity
         self.every = every
+        self.until = until
         self.gain = gain
         self.damping = damping
         self.max_change = max_change
         self.max_factor = max_factor
         self._log_factor = math.log(start_factor)
         self._error: float | None = None
+        self._reached = self._has_warned = False
         super().__init__(optimizer)
         if not any(self.base_l1s):
             raise ValueError(
@@ -250,19 +276,51 @@ class TargetSparsityL1(L1Scheduler):
             )
 
     def factor(self) -> float:
-        """What the last update made of it."""
-        return math.exp(self._log_factor)
+        """What the last update made of it; 0 once ``until`` is past and the share is reached."""
+        return 0.0 if self._reached else math.exp(self._log_factor)
 
     def step(self) -> None:
         """Count a step; at every ``every``-th, count the zeros and correct l1."""
-        if (self.last_epoch + 1) % self.every == 0:
-            self._correct()
+        keeps = self.until is not None and self.last_epoch + 1 >= self.until
+        updates = (self.last_epoch + 1) % self.every == 0
+        if not self._reached and (keeps or updates):
+            share = self._share_of_zeros()
+            self._reached = keeps and share >= self.sparsity
+            if updates and not self._reached:
+                self._correct(share, self.sparsity if keeps else self._aim())
         super().step()
+        if keeps:
+            self._keep_zeros()
 
-    def _correct(self) -> None:
-        share = max(self._share_of_zeros(), self.sparsity / 10)
-        share = min(share, 1 - (1 - self.sparsity) / 10)
-        error = _logit(self.sparsity) - _logit(share)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As :meth:`L1Scheduler.load_state_dict`."""
+        super().load_state_dict(state_dict)
+        if self.until is not None and self.last_epoch >= self.until:
+            self._keep_zeros()
+
+    def _keep_zeros(self) -> None:
+        groups = zip(self.optimizer.param_groups, self.base_l1s, strict=True)
+        steered = [group for group, base in groups if base]
+        for group in steered:
+            group["keep_zeros"] = True
+        if self._reached or self._has_warned or any(float(group["lr"]) for group in steered):
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"the learning rate is 0 and the share of zeros has not reached {self.sparsity}; l1"
+            " stays as it is. Let `until` be earlier, or start_factor higher.",
+            stacklevel=3,
+        )
+
+    def _aim(self) -> float:
+        """What is steered to before zeros are kept: from then on their number only grows."""
+        if self.until is None:
+            return self.sparsity
+        return 1 / (1 + math.exp(_BELOW - _logit(self.sparsity)))
+
+    def _correct(self, share: float, aim: float) -> None:
+        share = min(max(share, aim / 10), 1 - (1 - aim) / 10)
+        error = _logit(aim) - _logit(share)
         change = self.gain * error
         if self._error is not None:
             change += self.damping * (error - self._error)
