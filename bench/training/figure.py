@@ -72,6 +72,6 @@ def _limits(scores: list[float], sign: int) -> tuple[float, float]:
     """Room for all but what has collapsed, which would flatten the others."""
     ordered = sorted(scores, key=lambda score: -sign * score)
     best, worst = ordered[0], ordered[int(0.9 * (len(ordered) - 1))]
-    room = 0.6 * abs(best - worst) or 1.0
-    low, high = sorted((best + sign * 0.15 * room, worst - sign * room))
+    room = abs(best - worst) or 1.0
+    low, high = sorted((best + sign * 0.1 * room, worst - sign * room))
     return low, high
