@@ -42,6 +42,29 @@ PROXADAM_INLINE ScoreCounts count_tile(const ScoreRange& range, const opmath_t* 
   return {below, until, nonzeros};
 }
 
+// Writes the positions and the scores of those between the bounds, and returns how many they are.
+// Few are, so they are looked for eight flags at a time.
+template <typename opmath_t>
+PROXADAM_INLINE int64_t collect(const ScoreRange& range, int64_t begin, const opmath_t* scores,
+                                int64_t numel, int64_t* positions, opmath_t* found) {
+  const opmath_t low = range.low;
+  const opmath_t high = range.high;
+  alignas(64) uint8_t between[kTile] = {};
+  for (int64_t i = 0; i < numel; ++i) between[i] = (scores[i] >= low) & (scores[i] <= high);
+  int64_t count = 0;
+  for (int64_t i = 0; i < numel; i += sizeof(uint64_t)) {
+    uint64_t flags;
+    memcpy(&flags, between + i, sizeof(flags));
+    if (!flags) continue;
+    for (int64_t j = i; j < i + int64_t(sizeof(flags)); ++j) {
+      if (!between[j]) continue;
+      positions[count] = begin + j;
+      found[count++] = scores[j];
+    }
+  }
+  return count;
+}
+
 template <typename scalar_t, typename opmath_t>
 PROXADAM_INLINE void zero_below(opmath_t low, const opmath_t* scores, int64_t numel,
                                 scalar_t* weights) {
@@ -83,12 +106,15 @@ ScoreCounts count_in(const ScoreRange& range) {
     if (!positions) continue;
     if (own.below > numel - own.nonzeros) zero_below(range, begin, scores, numel);
     if (own.until == own.below) continue;
-    for (int64_t i = 0; i < numel; ++i) {
-      if (scores[i] >= low && scores[i] <= high && room-- > 0) {
-        *positions++ = begin + i;
-        *found++ = scores[i];
-      }
-    }
+    int64_t where[kTile];
+    opmath_t what[kTile];
+    const int64_t between = collect(range, begin, scores, numel, where, what);
+    const int64_t kept = between < room ? between : room;
+    memcpy(positions, where, kept * sizeof(int64_t));
+    memcpy(found, what, kept * sizeof(opmath_t));
+    positions += kept;
+    found += kept;
+    room -= kept;
   }
   return counts;
 }

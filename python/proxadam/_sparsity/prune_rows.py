@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .reading import chunks, local_part
-from .scores import Scored, bits_of, scores
-from .selection import Part, kth_smallest
+from .scores import Scored, scores
+from .selection import lowest
 from .shards import offsets
 
 
@@ -45,19 +45,9 @@ class RowPruner:
         """Zero the rows with the lowest scores."""
         if self.wanted <= self.zeros:
             return
-        home = self._scores[0].device
-        keys = [bits_of(score) for score in self._scores]
-        numbers = [
-            torch.arange(one.first, one.first + len(key), device=key.device)
-            for one, key in zip(self._ones, keys, strict=True)
-        ]
-        every = [torch.ones_like(key, dtype=torch.bool) for key in keys]
-        wanted = torch.tensor(self.wanted, device=home)
-        border, nth = kth_smallest(_whole(keys, every), wanted, 63)
-        ties = [key == border.to(key.device) for key in keys]
-        last, _ = kth_smallest(_whole(numbers, ties), nth, self.count.bit_length())
-        for one, key, tied, number in zip(self._ones, keys, ties, numbers, strict=True):
-            drops = (key < border.to(key.device)) | tied & (number <= last.to(key.device))
+        # Every process has all scores: as if none were sharded.
+        dropped = lowest(self._scores, [None] * len(self._ones), list, self.wanted)
+        for one, drops in zip(self._ones, dropped, strict=True):
             local = local_part(one.param)
             first = offsets(one.param)[0] if local.ndim else 0
             own = drops[first : first + rows_of(local)]
@@ -100,7 +90,3 @@ def _over_shards(one: Scored, squares: Tensor) -> Tensor:
     )
     whole: Tensor = spread.full_tensor()
     return whole
-
-
-def _whole(integers: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Part]:
-    return [(None, *pair) for pair in zip(integers, counts, strict=True)]

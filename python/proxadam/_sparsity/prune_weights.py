@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import score_pass
 from .reading import (
-    Sharding,
     local_part,
     pieces_at,
     reduce_each,
     sample,
     shard_index,
 )
-from .scores import Scored, bits_of, score_of, scores
-from .selection import Part, kth_smallest
+from .scores import Scored, scores
+from .selection import kth_smallest, lowest
 from .shards import global_positions
 
 # Up to so many weights are all compared. Of more, about as many tell where the border is.
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 17
 # How far from it the border of all of them may be, in standard errors.
-_SPREAD = 4.0
+_SPREAD = 3.0
 
 
 class WeightPruner:
@@ -45,6 +45,7 @@ class WeightPruner:
         self.count = sum(one.param.numel() for one in ones)
         self.wanted = round(share * self.count)
         self.zeros = 0  # before; settle() knows
+        self._shardings = [one.sharding for one in ones]
         self._home = ones[0].param.device
         dtypes = {torch.promote_types(one.param.dtype, torch.float32) for one in ones}
         self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -70,7 +71,7 @@ class WeightPruner:
     def settle(self, counts: list[list[float]]) -> bool:
         """Take the numbers that :meth:`look` has counted; whether the border is between the bounds.
 
-        If it is not, as happens once in ten thousand times, the bounds have moved: look again.
+        If it is not, as happens once in some hundred times, the bounds have moved: look again.
         """
         parameters = len(self._ones)
         self._chunks = [
@@ -108,63 +109,47 @@ class WeightPruner:
     def _sampled(self, share: float) -> tuple[Tensor, Tensor]:
         """Two scores between which the border is, almost surely."""
         stride = math.ceil(self.count / _SAMPLE)
-        parts, sizes = [], []
+        sampled = []
         for i, one in enumerate(self._ones):
             seed = shard_index(one.sharding) << 20 | i
             positions = sample(local_part(one.param).numel(), stride, seed)
             ((_, s),) = scores(one, pieces_at(positions), dtype=self._dtype)
-            parts.append((one.sharding, bits_of(s), torch.ones_like(s, dtype=torch.bool)))
-            sizes.append(torch.tensor(s.numel(), device=s.device))
-        places = reduce_each([one.param for one in self._ones], sizes)
-        size = torch.stack([whole[i].to(self._home, torch.float64) for whole, i in places]).sum()
-        spread = _SPREAD * (size * share * (1 - share)).sqrt() + 1
-        low, high = (
-            kth_smallest(parts, rank.long().clamp_min(1), self._bits)[0]
-            for rank in (size * share - spread, size * share + spread + 1)
-        )
-        low, high = score_of(low, self._dtype), score_of(high, self._dtype)
-        return torch.maximum(low, self._everything[0]), torch.maximum(high, self._everything[0])
-
-    @property
-    def _bits(self) -> int:
-        return 63 if self._dtype == torch.float64 else 31
+            sampled.append(s)
+        size: Any = sum(map(len, sampled))
+        if any(sharding is not None for sharding in self._shardings):
+            sizes = [torch.tensor(len(s), device=s.device) for s in sampled]
+            places = reduce_each([one.param for one in self._ones], sizes)
+            size = torch.stack([whole[i].to(self._home) for whole, i in places]).sum()
+        spread = _SPREAD * (size * share * (1 - share)) ** 0.5 + 1
+        bounds = []
+        for rank in (size * share - spread, size * share + spread):
+            inside = (
+                rank.clamp(1, size).long()
+                if isinstance(rank, Tensor)
+                else int(min(max(rank, 1), size))
+            )
+            bounds.append(kth_smallest(sampled, self._shardings, inside)[0])
+        low, high = (torch.maximum(bound, self._everything[0]) for bound in bounds)
+        return low, high
 
     def _lowest(self, found: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Which of the weights between the bounds are to be zeroed, by parameter."""
-        keys = [bits_of(s) for _, s in found]
-        numbers = [
-            one.first + global_positions(one.param, positions)
-            for one, (positions, _) in zip(self._ones, found, strict=True)
-        ]
-        shardings = [one.sharding for one in self._ones]
-        left = torch.tensor(self._left, device=self._home)
-        every = [torch.ones_like(key, dtype=torch.bool) for key in keys]
-        border, nth = kth_smallest(_joined(shardings, keys, every), left, self._bits)
-        ties = [key == border.to(key.device) for key in keys]
-        bits = (self._ones[-1].first + self._ones[-1].param.numel()).bit_length()
-        last, _ = kth_smallest(_joined(shardings, numbers, ties), nth, bits)
-        return [
-            (key < border.to(key.device)) | tied & (number <= last.to(key.device))
-            for key, tied, number in zip(keys, ties, numbers, strict=True)
-        ]
+
+        def numbers() -> list[Tensor]:
+            return [
+                one.first + global_positions(one.param, positions)
+                for one, (positions, _) in zip(self._ones, found, strict=True)
+            ]
+
+        return lowest([s for _, s in found], self._shardings, numbers, self._left)
 
 
 def _zero_at(local: Tensor, positions: Tensor, drops: Tensor) -> None:
-    """Zero those of the flat positions that are to be dropped; the device is not asked which."""
+    """Zero those of the flat positions that are to be dropped; no device is asked which."""
     flat = local.reshape(-1)
-    flat.index_copy_(0, positions, flat[positions].masked_fill_(drops, 0.0))
+    if flat.is_cpu:
+        flat.index_fill_(0, positions[drops], 0.0)
+    else:
+        flat.index_copy_(0, positions, flat[positions].masked_fill_(drops, 0.0))
     if flat.data_ptr() != local.data_ptr():
         local.copy_(flat.view_as(local))
-
-
-def _joined(
-    shardings: Sequence[Sharding], integers: Sequence[Tensor], counts: Sequence[Tensor]
-) -> list[Part]:
-    """One part for the parameters that are spread alike over the same device."""
-    alike: dict[tuple[Sharding, torch.device], list[int]] = {}
-    for i, (sharding, tensor) in enumerate(zip(shardings, integers, strict=True)):
-        alike.setdefault((sharding, tensor.device), []).append(i)
-    return [
-        (key[0], torch.cat([integers[i] for i in own]), torch.cat([counts[i] for i in own]))
-        for key, own in alike.items()
-    ]
