@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import score_pass
 from .reading import (
     local_part,
     pieces_at,
@@ -17,6 +16,7 @@ from .reading import (
     sample,
     shard_index,
 )
+from .score_pass import ScorePass
 from .scores import Scored, scores
 from .selection import kth_smallest, lowest
 from .shards import global_positions
@@ -25,6 +25,7 @@ from .shards import global_positions
 _SAMPLE = 1 << 17
 # How far from it the border of all of them may be, in standard errors.
 _SPREAD = 3.0
+_FEW = 0.03
 
 
 class WeightPruner:
@@ -38,9 +39,10 @@ class WeightPruner:
     Args:
         ones: the parameters, on any devices, whole or in shards.
         share: of all their weights, from 0 to 1.
+        before: about the share of zeros that there are.
     """
 
-    def __init__(self, ones: Sequence[Scored], share: float) -> None:
+    def __init__(self, ones: Sequence[Scored], share: float, before: float) -> None:
         self._ones = ones
         self.count = sum(one.param.numel() for one in ones)
         self.wanted = round(share * self.count)
@@ -56,7 +58,9 @@ class WeightPruner:
         )
         self._low, self._high = self._everything
         if self.count > _SAMPLE:
-            self._low, self._high = self._sampled(self.wanted / self.count)
+            low, self._high = self._sampled(self.wanted / self.count)
+            # Few are compared one by one rather than that all are looked at once more.
+            self._low = low if share - before > _FEW else self._low
 
     def look(self) -> list[Tensor]:
         """Count the weights of each chunk: below, up to the upper bound, and not zero.
@@ -64,7 +68,8 @@ class WeightPruner:
         Returns:
             Counts of the local chunks, and for each parameter those of all shards; on devices.
         """
-        local = [score_pass.count(one, self._low, self._high) for one in self._ones]
+        self._passes = [ScorePass(one, self._low, self._high) for one in self._ones]
+        local = [one.counts for one in self._passes]
         places = reduce_each([one.param for one in self._ones], [rows.sum(0) for rows in local])
         return [*local, *(whole[i] for whole, i in places)]
 
@@ -87,7 +92,7 @@ class WeightPruner:
         if self.wanted < below:
             self._low, self._high = self._everything[0], self._low
             return False
-        if self.wanted > until and not torch.equal(self._high, self._everything[1]):
+        if self.wanted > until and self._high is not self._everything[1]:
             self._low, self._high = self._high, self._everything[1]
             return False
         return True
@@ -97,8 +102,7 @@ class WeightPruner:
         if self.wanted <= self.zeros:
             return
         found = [
-            score_pass.zero_below(one, self._low, self._high, counts)
-            for one, counts in zip(self._ones, self._chunks, strict=True)
+            one.zero_below(counts) for one, counts in zip(self._passes, self._chunks, strict=True)
         ]
         if self._left > 0:
             for one, (positions, _), drops in zip(

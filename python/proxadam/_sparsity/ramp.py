@@ -182,7 +182,7 @@ class SparsityRamp:
                 _check_lr(lr)
         every = self._scored()
         problems = [[one] for one in every] if self.scope == "tensor" else [every]
-        pruners = [pruner(problem, share) for problem in problems]
+        pruners = [pruner(problem, share, self.last_sparsity) for problem in problems]
         rates = [lr for lr in self._lrs() if isinstance(lr, Tensor)]
         looking: Sequence[RowPruner | WeightPruner] = pruners
         while looking:

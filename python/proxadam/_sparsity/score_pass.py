@@ -12,75 +12,71 @@ from .reading import chunks, local_part
 from .scores import Scored, scores, terms
 
 
-def count(one: Scored, low: Tensor, high: Tensor) -> Tensor:
-    """Count in each chunk the scores below ``low``, those up to ``high``, and the nonzero weights.
+class ScorePass:
+    """One look at a parameter's scores, and what is done about it.
+
+    Attributes:
+        counts: how many scores are below ``low``, how many up to ``high``, and how many weights
+            are not zero; an int64 tensor of shape (chunks, 3) on the parameter's device.
 
     Args:
         one: the parameter.
         low: of shape (), in the dtype that scores are compared in, float32 or float64.
         high: likewise.
-
-    Returns:
-        An int64 tensor of shape (chunks, 3) on the parameter's device.
     """
-    low, high = low.to(one.param.device), high.to(one.param.device)
-    native = _native(one, low.dtype)
-    if native:
-        module, arguments = native
-        size = -(-local_part(one.param).numel() // module.SCORE_CHUNK)
-        counts = torch.empty(size, 3, dtype=torch.int64)
-        module.count_scores(*arguments, low.item(), high.item(), counts.view(-1).numpy())
-        return counts
-    seen = [
-        torch.stack([(s < low).sum(), (s <= high).sum(), w.count_nonzero()])
-        for w, s in scores(one, dtype=low.dtype)
-    ]
-    return torch.stack(seen)
 
+    def __init__(self, one: Scored, low: Tensor, high: Tensor) -> None:
+        self._one, self._param = one, one.param
+        self._low, self._high = low.to(one.param.device), high.to(one.param.device)
+        self._native = _native(one, low.dtype)
+        if self._native:
+            module, arguments = self._native
+            bounds = low.item(), high.item()
+            *counts, positions, found = module.look_at_scores(*arguments, *bounds)
+            self.counts = torch.tensor([counts])
+            self._between = torch.from_numpy(positions), torch.from_numpy(found)
+            return
+        seen = [
+            torch.stack([(s < self._low).sum(), (s <= self._high).sum(), w.count_nonzero()])
+            for w, s in scores(one, dtype=low.dtype)
+        ]
+        self.counts = torch.stack(seen)
 
-def zero_below(
-    one: Scored, low: Tensor, high: Tensor, counts: list[list[int]]
-) -> tuple[Tensor, Tensor]:
-    """Zero the weights whose scores are below ``low``; say which lie between the bounds.
+    def zero_below(self, counts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Zero the weights whose scores are below ``low``; tell which lie between the bounds.
 
-    Args:
-        one: the parameter.
-        low: as for :func:`count`.
-        high: likewise.
-        counts: what :func:`count` found with the same bounds, on the host.
+        Args:
+            counts: :attr:`counts`, on the host.
 
-    Returns:
-        Their flat positions in the local part, int64, and their scores; on the parameter's device.
-    """
-    low, high = low.to(one.param.device), high.to(one.param.device)
-    native = _native(one, low.dtype)
-    if native:
-        module, arguments = native
-        between = sum(until - below for below, until, _ in counts)
-        positions, found = torch.zeros(between, dtype=torch.int64), low.new_zeros(between)
-        flat = torch.tensor(counts, dtype=torch.int64).view(-1)
-        bounds = low.item(), high.item()
-        module.zero_below(*arguments, *bounds, *(t.numpy() for t in (flat, positions, found)))
-        torch.autograd.graph.increment_version(one.param)
-        return positions, found
-    local = local_part(one.param)
-    flat = local.reshape(-1)
-    positions_of = [torch.empty(0, dtype=torch.int64, device=flat.device)]
-    scores_of = [low.new_empty(0)]
-    start = 0
-    pairs = scores(one, weights=chunks(flat), dtype=low.dtype)
-    for (w, s), (below, until, _) in zip(pairs, counts, strict=True):
-        if below:
-            w.masked_fill_(s < low, 0.0)
-        if until > below:  # so many that no device need be asked for their number
-            inside = (s >= low).logical_and_(s <= high)
-            there = torch.nonzero_static(inside, size=until - below).squeeze(1)
-            positions_of.append(there + start)
-            scores_of.append(s[there])
-        start += w.numel()
-    if flat.data_ptr() != local.data_ptr():  # a copy, for the memory is not contiguous
-        local.copy_(flat.view_as(local))
-    return torch.cat(positions_of), torch.cat(scores_of)
+        Returns:
+            Their flat positions in the local part, int64, and their scores; on the parameter's
+            device.
+        """
+        local = local_part(self._param)
+        if self._native:
+            module, arguments = self._native
+            below, _, nonzeros = counts[0]
+            if below > local.numel() - nonzeros:  # not only zeros
+                module.zero_below(*arguments, self._low.item())
+                torch.autograd.graph.increment_version(self._param)
+            return self._between
+        flat = local.reshape(-1)
+        positions = [torch.empty(0, dtype=torch.int64, device=flat.device)]
+        found = [self._low.new_empty(0)]
+        start = 0
+        pairs = scores(self._one, weights=chunks(flat), dtype=self._low.dtype)
+        for (w, s), (below, until, nonzeros) in zip(pairs, counts, strict=True):
+            if below > w.numel() - nonzeros:
+                w.masked_fill_(s < self._low, 0.0)
+            if until > below:  # so many that no device need be asked for their number
+                inside = (s >= self._low).logical_and_(s <= self._high)
+                there = torch.nonzero_static(inside, size=until - below).squeeze(1)
+                positions.append(there + start)
+                found.append(s[there])
+            start += w.numel()
+        if flat.data_ptr() != local.data_ptr():  # a copy, for the memory is not contiguous
+            local.copy_(flat.view_as(local))
+        return torch.cat(positions), torch.cat(found)
 
 
 def _native(one: Scored, dtype: torch.dtype) -> tuple[Any, list[Any]] | None:
