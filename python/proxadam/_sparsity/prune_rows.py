@@ -30,7 +30,7 @@ class RowPruner:
         self._ones = ones
         self.count = sum(rows_of(one.param) for one in ones)
         self.wanted = round(share * self.count)
-        self.zeros = 0  # before; settle() knows
+        self.zeros = self.then = 0  # before and behind the update; settle() knows
 
     def look(self) -> list[Tensor]:
         """Score the rows, and count those that are zero throughout; on devices."""
@@ -40,6 +40,7 @@ class RowPruner:
     def settle(self, counts: list[list[float]]) -> bool:
         """Take the numbers that :meth:`look` has counted."""
         self.zeros = int(sum(count for (count,) in counts))
+        self.then = max(self.zeros, self.wanted)
         return True
 
     def zero(self) -> None:

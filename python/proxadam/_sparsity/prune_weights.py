@@ -46,15 +46,15 @@ class WeightPruner:
         self._ones = ones
         self.count = sum(one.param.numel() for one in ones)
         self.wanted = round(share * self.count)
-        self.zeros = 0  # before; settle() knows
+        self.zeros = self.then = 0  # before and behind the update; settle() knows
         self._shardings = [one.sharding for one in ones]
         self._home = ones[0].param.device
         dtypes = {torch.promote_types(one.param.dtype, torch.float32) for one in ones}
         self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        smallest = torch.finfo(self._dtype).tiny * torch.finfo(self._dtype).eps
+        self._smallest = torch.finfo(self._dtype).tiny * torch.finfo(self._dtype).eps
         self._everything = tuple(
             torch.tensor(bound, dtype=self._dtype, device=self._home)
-            for bound in (smallest, math.inf)
+            for bound in (self._smallest, math.inf)
         )
         self._low, self._high = self._everything
         if self.count > _SAMPLE:
@@ -86,6 +86,7 @@ class WeightPruner:
         columns = zip(*counts[parameters:], strict=True)
         below, until, nonzeros = (int(sum(column)) for column in columns)
         self.zeros = self.count - nonzeros
+        self.then = max(self.zeros, min(self.wanted, until))
         self._left = min(self.wanted, until) - below
         if self.wanted <= self.zeros:
             return True
@@ -134,7 +135,8 @@ class WeightPruner:
             )
             bounds.append(kth_smallest(sampled, self._shardings, inside)[0])
         low, high = (torch.maximum(bound, self._everything[0]) for bound in bounds)
-        return low, high
+        # A NaN in the sample says that the border may be anywhere.
+        return low.nan_to_num(self._smallest), high.nan_to_num(math.inf, math.inf)
 
     def _lowest(self, found: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Which of the weights between the bounds are to be zeroed, by parameter."""

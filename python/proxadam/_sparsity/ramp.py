@@ -198,7 +198,7 @@ class SparsityRamp:
             ]
         for one in pruners:
             one.zero()
-        return sum(max(one.zeros, one.wanted) for one in pruners) / sum(p.count for p in pruners)
+        return sum(one.then for one in pruners) / sum(one.count for one in pruners)
 
     def _lrs(self) -> list[Any]:
         """The groups' learning rates: numbers, and tensors on a device."""
