@@ -249,6 +249,7 @@ def test_millions_of_weights():
 # ---- rows -------------------------------------------------------------------------------------
 
 
+@each_pass
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_rows(scope, share):
@@ -271,6 +272,7 @@ def test_rows(scope, share):
     assert scheduler.last_sparsity == torch.cat(dead).double().mean().item()
 
 
+@each_pass
 def test_rows_too_small_to_be_squared():
     param = Parameter(torch.ones(20, 3) * (10.0 ** torch.linspace(-37, 3, 20))[:, None])
     optimizer = ProxAdamW([param])

@@ -123,6 +123,27 @@ void zero_in(const ScoreRange& range) {
       });
 }
 
+// In eight sums, that whole registers add.
+template <typename opmath_t>
+void row_squares_in(const ScoreRange& range, int64_t width, double* squares) {
+  constexpr int64_t kSums = 8;
+  ScoreRange row = range;
+  for (row.begin = range.begin; row.begin < range.end; row.begin = row.end) {
+    row.end = row.begin + width;
+    double sums[kSums] = {};
+    for_tiles<opmath_t>(row, [&](int64_t, const opmath_t*, const opmath_t* scores, int64_t numel) {
+      int64_t i = 0;
+      for (; i + kSums <= numel; i += kSums) {
+        for (int64_t j = 0; j < kSums; ++j)
+          sums[j] += double(scores[i + j]) * double(scores[i + j]);
+      }
+      for (; i < numel; ++i) sums[0] += double(scores[i]) * double(scores[i]);
+    });
+    for (int64_t j = 1; j < kSums; ++j) sums[0] += sums[j];
+    *squares++ = sums[0];
+  }
+}
+
 }  // namespace
 
 extern const ScoreUnit score_unit = {
@@ -133,6 +154,11 @@ extern const ScoreUnit score_unit = {
     [](const ScoreRange& range) {
       const bool is_double = range.weight_type == ScalarType::kFloat64;
       is_double ? zero_in<double>(range) : zero_in<float>(range);
+    },
+    [](const ScoreRange& range, int64_t width, double* squares) {
+      const bool is_double = range.weight_type == ScalarType::kFloat64;
+      is_double ? row_squares_in<double>(range, width, squares)
+                : row_squares_in<float>(range, width, squares);
     }};
 
 }  // namespace PROXADAM_CPU_CAPABILITY

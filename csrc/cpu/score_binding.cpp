@@ -10,7 +10,7 @@
 #include <stdexcept>  // for invalid_argument
 #include <string>     // for string
 
-#include "score_pass.h"  // for Chunk, look, Looked, zero_below
+#include "score_pass.h"  // for Chunk, look, Looked, row_squares, zero_below
 
 namespace py = pybind11;
 
@@ -120,6 +120,25 @@ void define_scores(py::module_& module, const Capability& capability,
         zero_below(pass.range, *capability.scores, parallel_for());
       },
       "Zero the weights whose scores are < low.");
+  module.def(
+      "row_squares",
+      [&capability, parallel_for](const py::buffer& weights, const std::string& weight_type,
+                                  const Optional& moments, const std::string& moment_type,
+                                  double factor, double offset, std::int64_t width) {
+        const Pass pass =
+            pass_over(weights, weight_type, moments, moment_type, factor, offset, 0, 0, false);
+        if (width < 1 || pass.range.end % width != 0) {
+          throw std::invalid_argument("expected whole rows");
+        }
+        py::array_t<double> squares(pass.range.end / width);
+        double* const to = squares.mutable_data();
+        {
+          const py::gil_scoped_release released;
+          row_squares(pass.range, width, *capability.scores, parallel_for(), to);
+        }
+        return squares;
+      },
+      "The sum of the squares of the scores of each row of `width` weights.");
 }
 
 }  // namespace proxadam

@@ -28,4 +28,8 @@ Looked look(const ScoreRange& all, const ScoreUnit& unit, ParallelFor parallel_f
 // Zeroes the weights whose scores are below.
 void zero_below(const ScoreRange& all, const ScoreUnit& unit, ParallelFor parallel_for);
 
+// The sum of the squares of the scores of each row of `width` elements.
+void row_squares(const ScoreRange& all, std::int64_t width, const ScoreUnit& unit,
+                 ParallelFor parallel_for, double* squares);
+
 }  // namespace proxadam

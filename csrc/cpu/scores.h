@@ -40,6 +40,8 @@ struct Between {
 struct ScoreUnit {
   ScoreCounts (*count)(const ScoreRange& range, Between& between);
   void (*zero_below)(const ScoreRange& range);  // the weights whose scores are below
+  // The sum of the squares of each row's scores; a range is so many rows of `width` elements.
+  void (*row_squares)(const ScoreRange& range, int64_t width, double* squares);
 };
 
 namespace baseline {

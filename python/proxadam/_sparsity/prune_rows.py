@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reading import chunks, local_part
-from .scores import Scored, scores
+from .reading import local_part
+from .score_pass import row_squares
+from .scores import Scored
 from .selection import lowest
 from .shards import offsets
 
@@ -64,15 +65,8 @@ def rows_of(param: Tensor) -> int:
 def _row_scores(one: Scored) -> Tensor:
     """The score of each row, over all shards; float64, on the parameter's device."""
     local = local_part(one.param)
-    rows = rows_of(local)
-    width = local.numel() // max(rows, 1)
-
-    def pieces(tensor: Tensor) -> Sequence[Tensor]:
-        return chunks(tensor, width)
-
-    # A float64 holds the square of any float32.
-    squares = [s.double().view(-1, max(width, 1)).square_().sum(1) for _, s in scores(one, pieces)]
-    return _over_shards(one, torch.cat(squares)).sqrt_()
+    width = local.numel() // max(rows_of(local), 1)
+    return _over_shards(one, row_squares(one, width)).sqrt_()
 
 
 def _over_shards(one: Scored, squares: Tensor) -> Tensor:

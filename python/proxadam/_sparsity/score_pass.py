@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,6 +78,24 @@ class ScorePass:
         if flat.data_ptr() != local.data_ptr():  # a copy, for the memory is not contiguous
             local.copy_(flat.view_as(local))
         return torch.cat(positions), torch.cat(found)
+
+
+def row_squares(one: Scored, width: int) -> Tensor:
+    """The sum of the squares of the scores of each row of so many weights of the local part.
+
+    Returns:
+        A float64 tensor on the parameter's device; the square of any float32 fits.
+    """
+    native = _native(one, torch.promote_types(one.param.dtype, torch.float32)) if width else None
+    if native:
+        module, arguments = native
+        return torch.from_numpy(module.row_squares(*arguments, width))
+
+    def rows(tensor: Tensor) -> Sequence[Tensor]:
+        return chunks(tensor, width)
+
+    squares = [s.double().view(-1, max(width, 1)).square_().sum(1) for _, s in scores(one, rows)]
+    return torch.cat(squares)
 
 
 def _native(one: Scored, dtype: torch.dtype) -> tuple[Any, list[Any]] | None:
