@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch.nn import Parameter
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from proxadam import ProxAdam, ProxAdamW, prox_adam
 from storages import FP32
@@ -150,6 +151,26 @@ def test_grad_scaler(any_backend):
         scaler.step(optimizer)
         scaler.update()
         assert (param == 0).sum() >= 2000
+
+
+def test_an_average_that_begins_behind_the_zeros_keeps_them():
+    """Of SWA and of EMA."""
+    model = torch.nn.Linear(30, 20)
+    optimizer = ProxAdamW(model.parameters(), lr=0.01, keep_zeros=True)
+    model.weight.data[torch.rand(20, 30) < 0.8] = 0.0
+    zeros = model.weight == 0
+    ema = get_ema_multi_avg_fn(0.9)
+    averages = [AveragedModel(model), AveragedModel(model, multi_avg_fn=ema)]
+    for _ in range(10):
+        for param in model.parameters():
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+        for average in averages:
+            average.update_parameters(model)
+    for average in averages:
+        weight = average.module.weight
+        assert_same_bits(weight == 0, zeros)
+        assert not torch.equal(weight, model.weight)
 
 
 def test_checkpoints(any_backend):
