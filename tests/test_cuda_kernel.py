@@ -125,7 +125,7 @@ UPDATES = [
 
 
 @each_dtype
-@pytest.mark.parametrize("options", UPDATES, ids=["adaptive", "euclidean", "adam"])
+@pytest.mark.parametrize("options", UPDATES, ids=["adaptive", "euclidean", "knee", "euclidean knee", "adam"])
 @pytest.mark.parametrize("offset", range(9))
 def test_the_bits_of_the_cpu_kernel_at_every_alignment(kernel, dtype, offset, options):
     """Heads and tails of every length, in every type, beside neighbours that stay."""
