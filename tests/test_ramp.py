@@ -12,7 +12,9 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from proxadam import ProxAdam, ProxAdamW, SparsityRamp, backends, param_groups, sparsity
-from proxadam._sparsity import prune_weights, ramp, reading, score_pass
+from proxadam._sparsity import ramp, reading
+from proxadam._sparsity.pruning import score_pass
+from proxadam._sparsity.pruning import weights as pruning_weights
 from storages import each_storage
 from tools import assert_same_bits, error_of, params_of, saved_and_loaded, snapshot
 
@@ -35,10 +37,10 @@ def passes(request, monkeypatch):
 def border(request, monkeypatch):
     """How the border between zeros and others is found; "missed" guesses wrong at first."""
     if request.param != "all":
-        monkeypatch.setattr(prune_weights, "_SAMPLE", 128)
-        monkeypatch.setattr(prune_weights, "_FEW", 0.0)
+        monkeypatch.setattr(pruning_weights, "_SAMPLE", 128)
+        monkeypatch.setattr(pruning_weights, "_FEW", 0.0)
     if request.param == "missed":
-        monkeypatch.setattr(prune_weights, "_SPREAD", -0.5)
+        monkeypatch.setattr(pruning_weights, "_SPREAD", -0.5)
 
 
 def _optimizer(dtype=torch.float32, lrs=(0.01, 0.03), state_dtype=None, shapes=SHAPES, **options):

@@ -1,5 +1,5 @@
 // Scores of the weights of one tensor, counted against two bounds, and what comes of it: one
-// function in each instruction set. proxadam/_sparsity/prune_weights.py says what it is for.
+// function in each instruction set. proxadam/_sparsity/pruning/weights.py says what it is for.
 
 #pragma once
 

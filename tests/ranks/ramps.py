@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn import Parameter
 
 from proxadam import ProxAdamW, SparsityRamp
-from proxadam._sparsity import prune_weights
+from proxadam._sparsity.pruning import weights
 from tools import assert_same_bits
 
 from .checks import check
@@ -58,7 +58,10 @@ def a_ramp_over_shards_is_that_of_the_whole(unit, scope, sample):
             found.append(ramp.last_sparsity)
         return [*(whole(param).detach() for param in params), plain.detach()], found
 
-    with patch.object(prune_weights, "_SAMPLE", sample), patch.object(prune_weights, "_FEW", 0.0):
+    with (
+        patch.object(weights, "_SAMPLE", sample),
+        patch.object(weights, "_FEW", 0.0),
+    ):
         actual, shares = pruned(lambda t, placed: distribute_tensor(t.clone(), grid, placed))
         expected, wanted = pruned(lambda t, _: t.clone())
     assert shares == wanted

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .prune_rows import RowPruner, rows_of
-from .prune_weights import WeightPruner
+from .pruning.rows import RowPruner, rows_of
+from .pruning.scores import Scored, lr_ratio
+from .pruning.weights import WeightPruner
 from .reading import has_stepped, number_if_on_cpu
-from .scores import Scored, lr_ratio
 
 __all__ = ["SparsityRamp"]
 
@@ -74,9 +74,9 @@ class SparsityRamp:
     The host waits for the device once an update. DTensors are pruned as the whole tensors, with
     all-reduces of a few kilobytes: all processes take the same steps, and must call :meth:`step`
     together. FSDP1's shards are plain tensors, of which each process prunes its own share. A
-    parameter that has not stepped is left out, and so is one without elements. A captured CUDA graph
-    has the ``keep_zeros`` of its capture: let ``begin`` be 0, or capture again. Source of the
-    curve: Zhu and Gupta, *To prune, or not to prune* (2017), formula (1).
+    parameter that has not stepped is left out, and so is one without elements. A captured CUDA
+    graph has the ``keep_zeros`` of its capture: let ``begin`` be 0, or capture again. Source of
+    the curve: Zhu and Gupta, *To prune, or not to prune* (2017), formula (1).
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reading import (
+from ..reading import (
     local_part,
     pieces_at,
     reduce_each,

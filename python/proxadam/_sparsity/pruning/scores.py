@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reading import Pieces, Sharding, chunks, number_if_on_cpu, sharding_of
+from ..reading import Pieces, Sharding, chunks, number_if_on_cpu, sharding_of
 
 # d is multiplied by it before its root is taken, so that no weight's score underflows; the largest
 # d, of the largest second moment, does not overflow.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reading import local_part
+from ..reading import local_part
 from .score_pass import row_squares
 from .scores import Scored
 from .selection import lowest

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .reading import Sharding, reduce_shards
+from ..reading import Sharding, reduce_shards
 
 _DIGIT = 11  # bits looked at together: counts of so many values are what shards exchange
 

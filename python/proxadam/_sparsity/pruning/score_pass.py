@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
-from .reading import chunks, local_part
+from ... import backends
+from ..reading import chunks, local_part
 from .scores import Scored, scores, terms
 
 
