@@ -243,7 +243,7 @@ def test_scores_of_no_weights(kernel_module):
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_scores_do_not_depend_on_threads_or_instruction_set(kernel_module, threads):
-    w, v = torch.randn(300_001), torch.rand(300_001)
+    w, v = torch.randn(300_003), torch.rand(300_003)
     factor, offset = 3.0, 1e-3
     inner = np.sqrt(v.numpy()) * np.float32(factor) + np.float32(
         offset
@@ -261,7 +261,7 @@ def test_scores_do_not_depend_on_threads_or_instruction_set(kernel_module, threa
             assert found[:3] == tuple(map(int, counts))
             assert torch.equal(torch.from_numpy(found[3]), between.nonzero().flatten())
             assert torch.equal(torch.from_numpy(found[4]), score[between])
-            rows = torch.from_numpy(kernel_module.row_squares(*arguments, 300_001 // 3))
+            rows = torch.from_numpy(kernel_module.row_squares(*arguments, 300_003 // 3))
             expected = score.double().square().view(3, -1).sum(1)
             torch.testing.assert_close(rows, expected, rtol=1e-12, atol=0)
     finally:
