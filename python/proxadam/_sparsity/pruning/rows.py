@@ -24,10 +24,9 @@ class RowPruner:
     Args:
         ones: the parameters, on any devices, whole or in shards.
         share: of all their rows, from 0 to 1.
-        before: as there.
     """
 
-    def __init__(self, ones: Sequence[Scored], share: float, before: float) -> None:  # noqa: ARG002
+    def __init__(self, ones: Sequence[Scored], share: float) -> None:
         self._ones = ones
         self.count = sum(rows_of(one.param) for one in ones)
         self.wanted = round(share * self.count)
