@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +27,7 @@ def kth_smallest(
     """
     if not isinstance(k, Tensor):
         every = torch.cat([value.to(values[0].device) for value in values])
-        border = _kth_here(every, k)
+        border = every.kthvalue(k).values
         return border, k - (every < border).sum()
     bits = 63 if values[0].dtype == torch.float64 else 31
     every_bits = [_bits_of(value) for value in values]
@@ -71,13 +70,6 @@ def lowest(
         parts = counted.split([*map(len, values)])
         firsts = [part.to(value.device) for part, value in zip(parts, values, strict=True)]
     return [under | tied & first for under, tied, first in zip(below, ties, firsts, strict=True)]
-
-
-def _kth_here(values: Tensor, k: int) -> Tensor:
-    if not values.is_cpu:
-        return values.kthvalue(k).values
-    # NumPy has vector instructions for it; in both NaN comes last.
-    return torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k]).squeeze(0)
 
 
 # Integers of the local parts of tensors that are spread alike, ≥ 0, and which of them count.
