@@ -21,11 +21,12 @@ from .scores import Scored, scores
 from .selection import kth_smallest, lowest
 from .shards import global_positions
 
-# Up to so many weights are all compared. Of more, about as many tell where the border is.
+# Up to so many weights are all compared. Of more, about as many tell where the border is, and one
+# in eight at most.
 _SAMPLE = 1 << 17
-# How far from it the border of all of them may be, in standard errors.
-_SPREAD = 3.0
-_FEW = 0.03
+_STRIDE = 8
+_SPREAD = 3.0  # how far from there the border of all of them may be, in standard errors
+_FEW = 0.03  # of the weights: so many new zeros are compared one by one
 
 
 class WeightPruner:
@@ -113,7 +114,7 @@ class WeightPruner:
 
     def _sampled(self, share: float) -> tuple[Tensor, Tensor]:
         """Two scores between which the border is, almost surely."""
-        stride = math.ceil(self.count / _SAMPLE)
+        stride = max(math.ceil(self.count / _SAMPLE), _STRIDE)
         sampled = []
         for i, one in enumerate(self._ones):
             seed = shard_index(one.sharding) << 20 | i
