@@ -21,14 +21,13 @@ namespace proxadam {
 
 // What becomes of the parameter, X(name, prox): nothing where lr = 0, Adam's result, or a prox of
 // it. A prox is a line here, a function below, and a place in update_of().
-#define PROXADAM_UPDATES(X)                \
-  X(Frozen, no_prox)                       \
-  X(Adam, no_prox)                         \
-  X(AdaptiveL1, adaptive_soft_threshold)   \
-  X(Adaptive, adaptive_elastic_net)        \
-  X(AdaptiveLog, adaptive_log_elastic_net) \
-  X(Euclidean, euclidean_elastic_net)      \
-  X(EuclideanLog, euclidean_log_elastic_net)
+#define PROXADAM_UPDATES(X)              \
+  X(Frozen, no_prox)                     \
+  X(Adam, no_prox)                       \
+  X(AdaptiveL1, adaptive_soft_threshold) \
+  X(Adaptive, adaptive_elastic_net)      \
+  X(Log, log_elastic_net)                \
+  X(Euclidean, euclidean_elastic_net)
 
 #define PROXADAM_ENUMERATOR(name, prox) k##name,
 enum class Update { PROXADAM_UPDATES(PROXADAM_ENUMERATOR) };
@@ -37,9 +36,8 @@ enum class Update { PROXADAM_UPDATES(PROXADAM_ENUMERATOR) };
 PROXADAM_INLINE Update update_of(const Options& o) {
   if (o.lr.value == 0) return Update::kFrozen;
   if (o.l1.value == 0 && o.l2.value == 0) return Update::kAdam;
-  const bool is_log = o.l1.value != 0 && o.l1_knee.value < HUGE_VAL;
-  if (o.euclidean) return is_log ? Update::kEuclideanLog : Update::kEuclidean;
-  if (is_log) return Update::kAdaptiveLog;
+  if (o.l1.value != 0 && o.l1_knee.value < HUGE_VAL) return Update::kLog;
+  if (o.euclidean) return Update::kEuclidean;
   return o.l2.value == 0 ? Update::kAdaptiveL1 : Update::kAdaptive;
 }
 
@@ -60,9 +58,10 @@ struct StepConstants {
   opmath_t step_size;  // lr / bias_correction1
   opmath_t lr_l1;      // the threshold carries plain lr, never step_size
   opmath_t lr_l2;
-  opmath_t inv_knee;  // 1 / l1_knee
+  opmath_t inv_knee;  // 1 / (l1_knee · |decay_factor|), for the decayed weight
   opmath_t max_pull;  // max_shrink · lr
-  opmath_t kept;      // a weight equal to it becomes 0: 0 with keep_zeros, else NaN
+  bool euclidean;
+  opmath_t kept;  // a weight equal to it becomes 0: 0 with keep_zeros, else NaN
 };
 
 PROXADAM_INLINE constexpr float smallest_normal(float) { return FLT_MIN; }
@@ -97,9 +96,11 @@ PROXADAM_INLINE StepConstants<opmath_t> step_constants(const Options& o, double 
   c.lr_l1 = lr * o.l1.value;
   c.lr_l2 = lr * o.l2.value;
   // finite, that 0 times it is 0
+  const double knee = o.l1_knee.value * fabs(double(c.decay_factor));
   const double smallest = smallest_normal(opmath_t(0));
-  c.inv_knee = 1 / (o.l1_knee.value < smallest ? smallest : o.l1_knee.value);
+  c.inv_knee = 1 / (knee < smallest ? smallest : knee);
   c.max_pull = o.max_shrink.value * lr;
+  c.euclidean = o.euclidean;
   c.kept = o.keep_zeros ? 0 : NAN;
   return c;
 }
@@ -179,7 +180,7 @@ PROXADAM_INLINE opmath_t update_moments(Math& math, const StepConstants<opmath_t
 
 // ---- proxes -----------------------------------------------------------------------------------
 //
-// Each takes Adam's result z, 1 / d, and the weight as it was before the step.
+// Each takes Adam's result z, 1 / d, and the slope of the penalty at the weight before the step.
 
 // argmin_y ½ (y − x)² + threshold · |y|. Zeros made here are +0.0.
 template <typename Math, typename opmath_t>
@@ -187,7 +188,8 @@ PROXADAM_INLINE opmath_t soft_threshold(Math& math, opmath_t x, opmath_t thresho
   return x - clamp(math, x, -threshold, threshold);
 }
 
-// The slope of knee · log(1 + |weight| / knee), which halves where |weight| is the knee.
+// The slope of knee · log(1 + |weight| / knee), which halves where |weight| is the knee. It takes
+// the decayed weight, for the one before would cost a register.
 template <typename Math, typename opmath_t>
 PROXADAM_INLINE opmath_t log_slope(Math& math, const StepConstants<opmath_t>& c, opmath_t weight) {
   return reciprocal(math, 1 + magnitude(weight) * c.inv_knee);
@@ -213,14 +215,6 @@ PROXADAM_INLINE opmath_t adaptive_elastic_net(Math& math, const StepConstants<op
   return quotient(math, soft_threshold(math, z, c.lr_l1 * inv_denom), 1 + c.lr_l2 * inv_denom);
 }
 
-// argmin_y d (y − z)² / (2 lr) + l1 log_slope(weight) |y| + l2 y² / 2
-template <typename Math, typename opmath_t>
-PROXADAM_INLINE opmath_t adaptive_log_elastic_net(Math& math, const StepConstants<opmath_t>& c,
-                                                  opmath_t z, opmath_t inv_denom, opmath_t weight) {
-  const opmath_t threshold = c.lr_l1 * inv_denom * log_slope(math, c, weight);
-  return quotient(math, soft_threshold(math, z, threshold), 1 + c.lr_l2 * inv_denom);
-}
-
 // The same with d = 1.
 template <typename Math, typename opmath_t>
 PROXADAM_INLINE opmath_t euclidean_elastic_net(Math& math, const StepConstants<opmath_t>& c,
@@ -228,20 +222,23 @@ PROXADAM_INLINE opmath_t euclidean_elastic_net(Math& math, const StepConstants<o
   return quotient(math, soft_threshold(math, z, c.lr_l1), 1 + c.lr_l2);
 }
 
+// argmin_y d (y − z)² / (2 lr) + l1 slope |y| + l2 y² / 2, in either metric: two of these would
+// cost a GPU registers that it does not have.
 template <typename Math, typename opmath_t>
-PROXADAM_INLINE opmath_t euclidean_log_elastic_net(Math& math, const StepConstants<opmath_t>& c,
-                                                   opmath_t z, opmath_t, opmath_t weight) {
-  const opmath_t threshold = c.lr_l1 * log_slope(math, c, weight);
-  return quotient(math, soft_threshold(math, z, threshold), 1 + c.lr_l2);
+PROXADAM_INLINE opmath_t log_elastic_net(Math& math, const StepConstants<opmath_t>& c, opmath_t z,
+                                         opmath_t inv_denom, opmath_t slope) {
+  const opmath_t inv_metric = c.euclidean ? opmath_t(1) : inv_denom;
+  const opmath_t threshold = c.lr_l1 * inv_metric * slope;
+  return quotient(math, soft_threshold(math, z, threshold), 1 + c.lr_l2 * inv_metric);
 }
 
 template <Update update, typename Math, typename opmath_t>
 PROXADAM_INLINE opmath_t prox(Math& math, const StepConstants<opmath_t>& c, opmath_t z,
-                              opmath_t inv_denom, opmath_t weight) {
+                              opmath_t inv_denom, opmath_t slope) {
   switch (update) {
 #define PROXADAM_PROX(name, function) \
   case Update::k##name:               \
-    return function(math, c, z, inv_denom, weight);
+    return function(math, c, z, inv_denom, slope);
     PROXADAM_UPDATES(PROXADAM_PROX)
 #undef PROXADAM_PROX
   }
@@ -260,18 +257,19 @@ template <Update update, typename Math, typename opmath_t>
 PROXADAM_INLINE void update_param(Math& math, const StepConstants<opmath_t>& c, opmath_t exp_avg,
                                   opmath_t denom, opmath_t& param) {
   if (update == Update::kFrozen) return;
-  const opmath_t weight = param;
+  const bool stays = param == c.kept;
   param = c.decay_factor * param;
   if (has_prox(update)) {
     // A multiplication each, where Adam alone divides.
     const opmath_t inv_denom = reciprocal(math, denom);
     const opmath_t z = param - c.step_size * exp_avg * inv_denom;
-    const opmath_t w = prox<update>(math, c, z, inv_denom, weight);
+    const opmath_t slope = update == Update::kLog ? log_slope(math, c, param) : opmath_t(1);
+    const opmath_t w = prox<update>(math, c, z, inv_denom, slope);
     param = clamp(math, w, z - c.max_pull, z + c.max_pull) + opmath_t(0);  // −0.0 + 0.0 = +0.0
   } else {
     param = param - quotient(math, c.step_size * exp_avg, denom);
   }
-  param = weight == c.kept ? opmath_t(0) : param;
+  param = stays ? opmath_t(0) : param;
   inspect(math, param);
 }
 

@@ -32,7 +32,7 @@ from harness import Arm, Times, interleave, machine
 THREADS, REGISTERS = 256, 65536  # of a block; of a multiprocessor
 CPU_KERNEL = backends.kernel("cpu")
 # The kernel's loops lie in this order.
-UPDATES = ("Adam", "frozen", "Euclidean", "adaptive, L1 alone", "adaptive")
+UPDATES = ("Adam", "frozen", "adaptive, L1 alone", "Euclidean", "adaptive", "with a knee")
 TYPES = {"f": "fp32", "d": "fp64", "8bfloat16": "bf16", "7float16": "fp16"}
 
 

@@ -33,6 +33,7 @@ OPTIONS = {
     "plain": (ProxAdamW, {}),
     "busy": (ProxAdam, {**BUSY, "maximize": True}),
     "busy W": (ProxAdamW, BUSY),
+    "knee": (ProxAdamW, {**BUSY, "l1_knee": 0.1, "keep_zeros": True}),
     "euclidean": (ProxAdamW, {**BUSY, "metric": "euclidean", "max_shrink": float("inf")}),
 }
 each_path = pytest.mark.parametrize(

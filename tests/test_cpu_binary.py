@@ -15,8 +15,8 @@ import pytest
 
 SPEC = importlib.util.find_spec("proxadam._cpu")
 OBJDUMP = shutil.which("objdump")
-# For each precision: Adam and the two metrics, amsgrad, unscale. The frozen update has no root.
-LOOPS = 3 * 2 * 2
+# For each precision: Adam and four proxes, amsgrad, unscale.
+LOOPS = 5 * 2 * 2
 
 pytestmark = [
     pytest.mark.skipif(SPEC is None, reason="the CPU kernel is not built"),

@@ -9,12 +9,13 @@ import random
 import select
 import signal
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam
-from tools import forks
+from tools import error_of, forks
 
 OPTIONS = {"lr": 0.01, "l1": 0.1, "l2": 0.1, "weight_decay": 0.01, "amsgrad": True, "fused": True}
 SIZES = [1, 3, 0, 64, 16_383, 16_384, 16_385, 40_001, 100_003, 7]
@@ -196,3 +197,73 @@ def test_no_memory_beyond_the_state(kernel_module):  # noqa: ARG001
         optimizer.step()
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in seen.key_averages())
     assert allocated < 1024
+
+
+# ---- scores -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"weights": torch.ones(4, dtype=torch.float64)}, "flat buffers in one stretch"),
+        ({"weights": torch.ones(2, 2)}, "flat buffers in one stretch"),
+        ({"weights": torch.ones(8)[::2]}, "flat buffers in one stretch"),
+        ({"moments": torch.ones(3)}, "flat buffers in one stretch"),
+        ({"weight_type": "int32"}, "no weights are stored in int32"),
+        ({"moment_type": "float64"}, "weights and moments of one precision"),
+    ],
+    ids=str,
+)
+def test_scores_are_asked_of_fitting_buffers_alone(kernel_module, change, text):
+    given = {"weights": torch.ones(4), "weight_type": "float32", "moments": torch.ones(4)}
+    given |= {"moment_type": "float32", **change}
+    arrays = [
+        value.numpy() if isinstance(value, torch.Tensor) else value for value in given.values()
+    ]
+    for function, rest in (
+        ("look_at_scores", (0.5, 2.0)),
+        ("zero_below", (0.5,)),
+        ("row_squares", (2,)),
+    ):
+        kind, said = error_of(getattr(kernel_module, function), *arrays, 1.0, 0.0, *rest)
+        assert kind is ValueError
+        assert text in said
+    kind, said = error_of(
+        kernel_module.row_squares, torch.ones(4).numpy(), "float32", None, "float32", 1.0, 0.0, 3
+    )
+    assert (kind, said) == (ValueError, "expected whole rows")
+
+
+def test_scores_of_no_weights(kernel_module):
+    empty = torch.empty(0).numpy()
+    found = kernel_module.look_at_scores(empty, "float32", empty, "float32", 1.0, 0.0, 0.5, 2.0)
+    assert found[:3] == (0, 0, 0)
+    assert [len(array) for array in found[3:]] == [0, 0]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_scores_do_not_depend_on_threads_or_instruction_set(kernel_module, threads):
+    w, v = torch.randn(300_003), torch.rand(300_003)
+    factor, offset = 3.0, 1e-3
+    inner = np.sqrt(v.numpy()) * np.float32(factor) + np.float32(
+        offset
+    )  # torch's root is not IEEE's
+    score = torch.from_numpy(np.sqrt(inner) * np.abs(w.numpy()))
+    arguments = (w.numpy(), "float32", v.numpy(), "float32", factor, offset)
+    before, chosen = torch.get_num_threads(), kernel_module.capability()
+    try:
+        torch.set_num_threads(threads)
+        for capability in kernel_module.capabilities():
+            kernel_module.use_capability(capability)
+            found = kernel_module.look_at_scores(*arguments, 0.25, 0.5)
+            between = (score >= 0.25) & (score <= 0.5)
+            counts = (score < 0.25).sum(), (score <= 0.5).sum(), w.count_nonzero()
+            assert found[:3] == tuple(map(int, counts))
+            assert torch.equal(torch.from_numpy(found[3]), between.nonzero().flatten())
+            assert torch.equal(torch.from_numpy(found[4]), score[between])
+            rows = torch.from_numpy(kernel_module.row_squares(*arguments, 300_003 // 3))
+            expected = score.double().square().view(3, -1).sum(1)
+            torch.testing.assert_close(rows, expected, rtol=1e-12, atol=0)
+    finally:
+        torch.set_num_threads(before)
+        kernel_module.use_capability(chosen)

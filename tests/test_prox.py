@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
-from proxadam import ProxAdam, prox_elastic_net, soft_threshold
+from proxadam import ProxAdam, prox_elastic_net, prox_log_elastic_net, soft_threshold
 from storages import FP32, FP64
+from tools import assert_same_bits
 
 F64 = torch.float64
 strength = st.sampled_from([0.0, 1e-3, 0.3, 2.0])
@@ -36,6 +37,54 @@ def test_elastic_net_is_the_argmin(l1, l2, step_size, seed):
         slope = l2 * y + (y - x) / steps
         off = torch.where(y == 0, (slope.abs() - l1).clamp(min=0), slope + l1 * y.sign())
         assert (off.abs() <= 1e-13 * (1 + x.abs() / steps)).all()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(l1=strength, l2=strength, knee=st.sampled_from([0.01, 1.0]), seed=st.integers(0))
+def test_log_elastic_net_is_the_argmin_and_majorises(l1, l2, knee, seed):
+    x, weight = torch.randn(2, 50, dtype=F64, generator=torch.Generator().manual_seed(seed % 2**31))
+    weight[:5] = 0.0
+    slope = 1 / (1 + weight.abs() / knee)
+    y = prox_log_elastic_net(x, weight, l1, knee, l2, 0.5)
+    best = _objective(y, x, l1 * slope, l2, 0.5)
+    for moved in (y + 1e-3, y - 1e-3, torch.zeros_like(y)):
+        assert (best <= _objective(moved, x, l1 * slope, l2, 0.5) + 1e-15).all()
+    tangent = knee * (1 + weight.abs() / knee).log() + slope * (x.abs() - weight.abs())
+    assert (tangent >= knee * (1 + x.abs() / knee).log() - 1e-12).all()
+    assert torch.equal(
+        prox_log_elastic_net(x, weight, l1, math.inf, l2), prox_elastic_net(x, l1, l2)
+    )
+
+
+@pytest.mark.parametrize("knee", [1e-320, 1e-45, torch.tensor(1e-45)], ids=str)
+@pytest.mark.parametrize("metric", ["adaptive", "euclidean"])
+def test_a_knee_so_small_that_its_inverse_overflows(backend, storage, knee, metric):
+    """Zeros are pulled, and other weights let go."""
+    if isinstance(knee, torch.Tensor) and backend.name.endswith("foreach"):
+        knee = knee.item()
+    w, g = torch.tensor([0.0, 1.0, -2.0]), torch.tensor([0.5, 0.0, 0.0])
+    new, _ = _one_step(backend, storage, w, g, lr=0.1, l1=0.75, l1_knee=knee, metric=metric)
+    assert torch.equal(new.double()[1:], w[1:].double())
+    assert (new[0] == 0) == (metric == "adaptive")
+
+
+def test_an_infinite_knee_is_plain_l1_to_the_bit(backend, storage):
+    """Also as a tensor."""
+    w, g = torch.randn(300), torch.randn(300)
+    options = {"lr": 0.05, "l1": 0.3, "l2": 0.1, "weight_decay": 0.1}
+    expected, _ = _one_step(backend, storage, w, g, **options)
+    for knee in (math.inf, torch.tensor(math.inf)):
+        found, _ = _one_step(backend, storage, w, g, l1_knee=knee, **options)
+        assert_same_bits(found, expected)
+
+
+def test_the_pull_halves_at_the_knee(backend):
+    w, g = torch.tensor([0.25, 1e-9, 0.75]), torch.zeros(3)
+    options = {"lr": 1e-3, "l1": 1.0, "metric": "euclidean", "l1_knee": 0.25}
+    new, _ = _one_step(backend, FP64, w, g, **options)
+    pulls = (w.double() - new.double()) / 1e-3
+    assert pulls[0].item() == pytest.approx(0.5, rel=1e-9)
+    assert pulls[2].item() == pytest.approx(0.25, rel=1e-9)
 
 
 def test_known_values():

@@ -296,6 +296,82 @@ def test_steers_a_real_training(target):
     assert w[:10].all()
 
 
+def _regression(until, steps=1200, lr_at_end=0.01, **options):
+    """As above; what the groups had at every step, and the share of zeros then."""
+    torch.manual_seed(3)
+    x = torch.randn(400, 100)
+    y = x[:, :10] @ torch.linspace(1, 2, 10) + torch.randn(400)
+    w, bias = Parameter(torch.randn(100) * 0.1), Parameter(torch.zeros(1))
+    groups = [{"params": [w], "l1": 0.1}, {"params": [bias], "l1": 0.0}]
+    optimizer = ProxAdamW(groups, lr=0.01, weight_decay=0.0)
+    scheduler = TargetSparsityL1(optimizer, **{"sparsity": 0.8, "every": 5, **options}, until=until)
+    seen = []
+    for step in range(steps):
+        if step == steps - 2:
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at_end
+        w.grad = x.T @ (x @ w.detach() - y) / len(y)
+        optimizer.step()
+        scheduler.step()
+        group = optimizer.param_groups[0]
+        seen.append((group["l1"], group["keep_zeros"], (w == 0).double().mean().item()))
+    return w, optimizer, scheduler, seen
+
+
+def test_debiasing_keeps_zeros_and_lets_l1_go():
+    w, optimizer, scheduler, seen = _regression(until=600)
+    l1s, keeps, shares = zip(*seen, strict=True)
+    assert not any(keeps[:599]) and all(keeps[599:])
+    gone = l1s.index(0.0)
+    assert gone >= 599
+    assert not any(l1s[gone:])
+    assert shares[gone - 1] < 0.8 or gone == 599
+    assert 0.8 <= shares[gone] <= 0.84, "at once, and by no more than came in a step"
+    assert len(set(shares[gone:])) == 1, "none wakes, and there is no pull on the others"
+    assert scheduler.get_last_l1() == [0.0, 0.0]
+    assert not optimizer.param_groups[1]["keep_zeros"]
+    biased, *_ = _regression(until=None)
+    assert w[:10].sum() > biased[:10].sum() + 0.1
+
+
+def test_before_until_it_steers_a_little_below():
+    _, _, _, seen = _regression(until=10**9)
+    assert 0.74 <= sum(share for *_, share in seen[-100:]) / 100 <= 0.79
+    assert not any(keep for _, keep, _ in seen)
+
+
+def test_a_share_that_is_not_reached_is_a_warning():
+    """Once; and l1 stays."""
+    with pytest.warns(UserWarning, match="has not reached 0.99; l1 stays as it is") as said:
+        options = {"sparsity": 0.99, "start_factor": 1.0, "max_factor": 1.01}
+        _, _, scheduler, seen = _regression(until=1100, lr_at_end=0.0, **options)
+    assert len(said) == 1
+    assert seen[-1][0] > 0
+    assert scheduler.get_last_l1()[0] > 0
+
+
+@pytest.mark.parametrize("stop", [300, 599, 900])
+def test_debiasing_resumes_to_the_bit(stop):
+    _, optimizer, scheduler, _ = _regression(until=600, steps=stop)
+    optimizer = copy.deepcopy(optimizer)
+    twin = ProxAdamW([{"params": g["params"]} for g in optimizer.param_groups], l1=0.1)
+    resumed = TargetSparsityL1(twin, 0.5, until=1)
+    twin.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    resumed.load_state_dict(saved_and_loaded(scheduler.state_dict()))
+    assert resumed.state_dict() == scheduler.state_dict()
+    for group, own in zip(twin.param_groups, optimizer.param_groups, strict=True):
+        assert (group["l1"], group["keep_zeros"]) == (own["l1"], own["keep_zeros"])
+
+
+def test_debiasing_needs_groups_that_keep_zeros():
+    param = Parameter(torch.ones(2))
+    optimizer = AdamW([{"params": [param], "l1": 0.1}])
+    raised, text = error_of(TargetSparsityL1, optimizer, 0.5, until=3)
+    assert raised is ValueError
+    assert text == "expected groups with keep_zeros, as ProxAdam's are, got those of AdamW."
+    assert error_of(TargetSparsityL1, optimizer, 0.5) is None
+
+
 ERRORS = {
     "not-an-optimizer": (WarmupL1, torch.nn.Linear(1, 1), (3,), {}, TypeError, "Linear is not"),
     "no-l1": (WarmupL1, AdamW([Parameter(torch.ones(1))]), (3,), {}, ValueError, "AdamW"),
@@ -320,6 +396,7 @@ ERRORS = {
             ("max_factor", math.inf),
             ("start_factor", 200.0),
             ("start_factor", 0.0),
+            ("until", 0),
         ]
     },
 }  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch.nn import Parameter
 
-from proxadam import ProxAdam
+from proxadam import ProxAdam, stationarity
 
 LAMBDA_MAX = 0.586450134474689  # the smallest l1 that leaves no weight; coordinate 2 enters first
 
@@ -60,6 +60,42 @@ def test_solved_to_kkt_with_the_exact_support(backend, dtype, problem, options):
     assert w.nonzero().flatten().tolist() == support
     gap = _objective(w, l1, l2) - optimum
     assert abs(gap) <= (1e-13 if dtype == torch.float64 else 1e-6)
+
+
+def _reweighted(l1, knee, l2=0.0):
+    """A stationary point by an independent way: coordinate descent on ever new weighted lassos."""
+    x, y = _diabetes(torch.float64)
+    gram, slope = x.T @ x / len(y), x.T @ y / len(y)
+    w = torch.zeros(10, dtype=torch.float64)
+    for _ in range(2000):
+        pulls = l1 / (1 + w.abs() / knee)
+        for j in range(10):
+            rest = slope[j] - gram[j] @ w + gram[j, j] * w[j]
+            w[j] = rest.sign() * (rest.abs() - pulls[j]).clamp(min=0) / (gram[j, j] + l2)
+    return w
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+@pytest.mark.parametrize("knee", [0.05, 0.3])
+def test_a_knee_leads_to_stationary_points_of_the_log_penalty(backend, knee, l2):
+    """loss + l1 · knee · Σ log(1 + |w| / knee), which is not convex: from zero, the same point."""
+    l1 = 0.1
+    x, y = _diabetes(torch.float64)
+    w = Parameter(torch.zeros(10, dtype=torch.float64))
+    optimizer = ProxAdam([w], lr=0.01, l1=l1, l2=l2, l1_knee=knee, **backend.options)
+    for _ in range(4000):
+        w.grad = x.T @ (x @ w.detach() - y) / len(y)
+        optimizer.step()
+    w.grad = x.T @ (x @ w.detach() - y) / len(y)
+    assert stationarity(optimizer, gradient="grad").max <= 1e-12
+    w, expected = w.detach(), _reweighted(l1, knee, l2)
+    slope = x.T @ (x @ w - y) / len(y) + l2 * w
+    pull = l1 / (1 + w.abs() / knee)
+    off = torch.where(w == 0, (slope.abs() - l1).clamp(min=0), slope + pull * w.sign())
+    assert off.abs().max() <= 1e-12
+    lasso = _solve(backend, torch.float64, l1, l2)
+    assert w.abs().sum() > lasso.abs().sum(), "a knee spares the survivors"
+    torch.testing.assert_close(w, expected, rtol=0, atol=1e-9)
 
 
 def test_known_weights(backend):

@@ -68,6 +68,20 @@ def test_zero_at_the_optimum_and_nowhere_else(case, gradient):
     assert stationarity(optimizer, gradient=gradient).max <= 1e-12
 
 
+def test_kept_zeros_have_nothing_to_choose():
+    """At the optimum of the others their residual is 0, however much they would like to wake."""
+    w = Parameter(torch.randn(10, dtype=torch.float64) * 0.3)
+    w.data[[2, 8]] = 0.0
+    optimizer = ProxAdam([w], lr=0.01, l1=0.1, keep_zeros=True)
+    for _ in range(1500):
+        w.grad = _gradient(w)
+        optimizer.step()
+    assert _kkt(w, 0.1)[[2, 8]].max() > 0.1
+    assert stationarity(optimizer).max <= 1e-12
+    optimizer.param_groups[0]["keep_zeros"] = False
+    assert stationarity(optimizer).max > 0.1
+
+
 def test_any_weight_moved_from_the_optimum_shows():
     w, optimizer = _solved()
     for i in range(10):

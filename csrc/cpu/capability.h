@@ -6,14 +6,14 @@
 #include <vector>  // for vector
 
 #include "range.h"   // for UpdateRange
-#include "scores.h"  // for CountScores
+#include "scores.h"  // for ScoreUnit
 
 namespace proxadam {
 
 struct Capability {
   const char* name;
   UpdateRange update_range;
-  CountScores count_scores;
+  const ScoreUnit* scores;
 };
 
 // Those that were compiled in and that this processor has, the widest last.

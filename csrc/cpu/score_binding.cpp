@@ -2,13 +2,15 @@
 
 #include "score_binding.h"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <cstring>    // for memcpy
 #include <optional>   // for optional
 #include <stdexcept>  // for invalid_argument
 #include <string>     // for string
 
-#include "score_pass.h"  // for count_chunks, score_chunks, zero_chunks
+#include "score_pass.h"  // for Chunk, look, Looked, row_squares, zero_below
 
 namespace py = pybind11;
 
@@ -65,59 +67,78 @@ Pass pass_over(const py::buffer& weights, const std::string& weight_type,
   return pass;
 }
 
+// The positions, or the scores, of all chunks in one array.
+template <typename T, typename Member>
+py::array joined(const std::vector<Chunk>& chunks, const py::dtype& type, Member member) {
+  py::ssize_t bytes = 0;
+  for (const Chunk& chunk : chunks) bytes += (chunk.*member).size() * sizeof(T);
+  py::array array(type, bytes / type.itemsize());
+  char* to = static_cast<char*>(array.mutable_data());
+  for (const Chunk& chunk : chunks) {
+    const auto& own = chunk.*member;
+    if (!own.empty()) std::memcpy(to, own.data(), own.size() * sizeof(T));
+    to += own.size() * sizeof(T);
+  }
+  return array;
+}
+
 }  // namespace
 
 void define_scores(py::module_& module, const Capability& capability,
                    ParallelFor (*parallel_for)()) {
   using Optional = std::optional<py::buffer>;
   module.def(
-      "count_scores",
+      "look_at_scores",
       [&capability, parallel_for](const py::buffer& weights, const std::string& weight_type,
                                   const Optional& moments, const std::string& moment_type,
-                                  double factor, double offset, double low, double high,
-                                  const py::buffer& counts) {
+                                  double factor, double offset, double low, double high) {
         const Pass pass =
             pass_over(weights, weight_type, moments, moment_type, factor, offset, low, high, false);
-        const std::int64_t chunks = score_chunks(pass.range.end);
-        const py::buffer_info out = stretch(counts, sizeof(std::int64_t), 3 * chunks, true);
-        const py::gil_scoped_release released;
-        count_chunks(pass.range, capability.count_scores, parallel_for(),
-                     static_cast<ScoreCounts*>(out.ptr));
+        Looked looked;
+        {
+          const py::gil_scoped_release released;
+          looked = look(pass.range, *capability.scores, parallel_for());
+        }
+        const bool is_double = pass.range.weight_type == ScalarType::kFloat64;
+        const py::dtype score = is_double ? py::dtype::of<double>() : py::dtype::of<float>();
+        return py::make_tuple(
+            looked.counts.below, looked.counts.until, looked.counts.nonzeros,
+            joined<std::int64_t>(looked.between, py::dtype::of<std::int64_t>(), &Chunk::positions),
+            joined<char>(looked.between, score, &Chunk::scores));
       },
-      "For each chunk of SCORE_CHUNK weights, write to counts (int64) how many scores are < low,\n"
-      "how many <= high, and how many weights are not 0. A score is |w| sqrt(factor sqrt(v) +\n"
-      "offset), or without moments |w| factor.");
+      "How many scores are < low, how many <= high, how many weights are not 0; and the positions\n"
+      "and the scores of those from low to high. A score is |w| sqrt(factor sqrt(v) + offset), or\n"
+      "without moments |w| factor.");
   module.def(
       "zero_below",
-      [&capability, parallel_for](
-          const py::buffer& weights, const std::string& weight_type, const Optional& moments,
-          const std::string& moment_type, double factor, double offset, double low, double high,
-          const py::buffer& counts, const py::buffer& positions, const py::buffer& scores) {
-        Pass pass =
-            pass_over(weights, weight_type, moments, moment_type, factor, offset, low, high, true);
-        ScoreRange& range = pass.range;
-        const std::int64_t chunks = score_chunks(range.end);
-        const py::buffer_info in = stretch(counts, sizeof(std::int64_t), 3 * chunks, false);
-        const ScoreCounts* const counted = static_cast<const ScoreCounts*>(in.ptr);
-        const bool is_double = range.weight_type == ScalarType::kFloat64;
-        std::int64_t between = 0;
-        for (std::int64_t i = 0; i < chunks; ++i) {
-          const std::int64_t own = counted[i].until - counted[i].below;
-          if (own < 0 || own > kScoreChunk) throw std::invalid_argument("these are no counts");
-          between += own;
-        }
-        const py::buffer_info where = stretch(positions, sizeof(std::int64_t), between, true);
-        const py::buffer_info what =
-            stretch(scores, is_double ? sizeof(double) : sizeof(float), between, true);
-        range.positions = static_cast<std::int64_t*>(where.ptr);
-        range.scores = what.ptr;
+      [&capability, parallel_for](const py::buffer& weights, const std::string& weight_type,
+                                  const Optional& moments, const std::string& moment_type,
+                                  double factor, double offset, double low) {
+        const Pass pass =
+            pass_over(weights, weight_type, moments, moment_type, factor, offset, low, low, true);
         const py::gil_scoped_release released;
-        zero_chunks(range, capability.count_scores, parallel_for(), counted);
+        zero_below(pass.range, *capability.scores, parallel_for());
       },
-      "Zero the weights whose scores are < low, and write the positions (int64) and scores of "
-      "those\n"
-      "from low to high, of which there are as many as count_scores said.");
-  module.attr("SCORE_CHUNK") = kScoreChunk;
+      "Zero the weights whose scores are < low.");
+  module.def(
+      "row_squares",
+      [&capability, parallel_for](const py::buffer& weights, const std::string& weight_type,
+                                  const Optional& moments, const std::string& moment_type,
+                                  double factor, double offset, std::int64_t width) {
+        const Pass pass =
+            pass_over(weights, weight_type, moments, moment_type, factor, offset, 0, 0, false);
+        if (width < 1 || pass.range.end % width != 0) {
+          throw std::invalid_argument("expected whole rows");
+        }
+        py::array_t<double> squares(pass.range.end / width);
+        double* const to = squares.mutable_data();
+        {
+          const py::gil_scoped_release released;
+          row_squares(pass.range, width, *capability.scores, parallel_for(), to);
+        }
+        return squares;
+      },
+      "The sum of the squares of the scores of each row of `width` weights.");
 }
 
 }  // namespace proxadam

@@ -1,4 +1,4 @@
-// count_scores and zero_below of the module _cpu.
+// look_at_scores, zero_below and row_squares of the module _cpu.
 
 #pragma once
 

@@ -2,54 +2,83 @@
 
 #include "score_pass.h"
 
-#include <algorithm>  // for min
-#include <vector>     // for vector
+#include <algorithm>  // for max, min
+#include <cstring>    // for memcpy
+#include <exception>  // for exception_ptr
 
 namespace proxadam {
 namespace {
 
-template <typename Visit>
-void for_chunks(std::int64_t numel, ParallelFor parallel_for, Visit visit) {
-  const auto run = [](std::int64_t from, std::int64_t to, void* context) {
-    const Visit& visit = *static_cast<const Visit*>(context);
-    for (std::int64_t chunk = from; chunk < to; ++chunk) visit(chunk);
-  };
-  const std::int64_t chunks = score_chunks(numel);
-  if (parallel_for && chunks > 1) {
-    parallel_for(0, chunks, 1, run, &visit);
-  } else {
-    run(0, chunks, &visit);
-  }
-}
+// Elements of a chunk: what one thread looks at before it asks for more.
+constexpr std::int64_t kChunk = 1 << 16;
 
-ScoreRange chunk_of(const ScoreRange& all, std::int64_t chunk) {
-  ScoreRange range = all;
-  range.begin = chunk * kScoreChunk;
-  range.end = std::min(range.begin + kScoreChunk, all.end);
-  return range;
+// Calls visit(chunk, range) for each chunk of `size` elements. What a visit throws is thrown when
+// all are over: nothing may leave torch's threads.
+template <typename Visit>
+void for_chunks(const ScoreRange& all, std::int64_t size, ParallelFor parallel_for, Visit visit) {
+  struct Context {
+    const ScoreRange& all;
+    std::int64_t size;
+    const Visit& visit;
+    std::exception_ptr thrown;
+  } context{all, size, visit, nullptr};
+  const auto run = [](std::int64_t from, std::int64_t to, void* at) {
+    Context& context = *static_cast<Context*>(at);
+    try {
+      for (std::int64_t chunk = from; chunk < to; ++chunk) {
+        ScoreRange range = context.all;
+        range.begin = chunk * context.size;
+        range.end = std::min(range.begin + context.size, context.all.end);
+        context.visit(chunk, range);
+      }
+    } catch (...) {
+      context.thrown = std::current_exception();
+    }
+  };
+  const std::int64_t chunks = (all.end + size - 1) / size;
+  if (parallel_for && chunks > 1) {
+    parallel_for(0, chunks, 1, run, &context);
+  } else {
+    run(0, chunks, &context);
+  }
+  if (context.thrown) std::rethrow_exception(context.thrown);
 }
 
 }  // namespace
 
-void count_chunks(const ScoreRange& all, CountScores count, ParallelFor parallel_for,
-                  ScoreCounts* counts) {
-  for_chunks(all.end, parallel_for,
-             [&](std::int64_t chunk) { counts[chunk] = count(chunk_of(all, chunk)); });
+Looked look(const ScoreRange& all, const ScoreUnit& unit, ParallelFor parallel_for) {
+  const std::int64_t chunks = (all.end + kChunk - 1) / kChunk;
+  const int bytes = all.weight_type == ScalarType::kFloat64 ? sizeof(double) : sizeof(float);
+  Looked looked{{0, 0, 0}, std::vector<Chunk>(chunks)};
+  std::vector<ScoreCounts> counts(chunks);
+  for_chunks(all, kChunk, parallel_for, [&](std::int64_t chunk, const ScoreRange& range) {
+    thread_local std::vector<std::int64_t> positions(kChunk + 1);
+    thread_local std::vector<double> scores(kChunk + 1);
+    Between between{positions.data(), scores.data(), 0};
+    counts[chunk] = unit.count(range, between);
+    Chunk& found = looked.between[chunk];
+    found.positions.assign(positions.data(), positions.data() + between.count);
+    const char* const first = reinterpret_cast<const char*>(scores.data());
+    found.scores.assign(first, first + between.count * bytes);
+  });
+  for (const ScoreCounts& own : counts) {
+    looked.counts.below += own.below;
+    looked.counts.until += own.until;
+    looked.counts.nonzeros += own.nonzeros;
+  }
+  return looked;
 }
 
-void zero_chunks(const ScoreRange& all, CountScores count, ParallelFor parallel_for,
-                 const ScoreCounts* counts) {
-  std::vector<std::int64_t> firsts{0};  // of each chunk, in what is collected
-  for (std::int64_t chunk = 0; chunk < score_chunks(all.end); ++chunk) {
-    firsts.push_back(firsts.back() + counts[chunk].until - counts[chunk].below);
-  }
-  const int bytes = all.weight_type == ScalarType::kFloat64 ? sizeof(double) : sizeof(float);
-  for_chunks(all.end, parallel_for, [&](std::int64_t chunk) {
-    ScoreRange range = chunk_of(all, chunk);
-    range.room = firsts[chunk + 1] - firsts[chunk];
-    range.positions = all.positions + firsts[chunk];
-    range.scores = static_cast<char*>(all.scores) + firsts[chunk] * bytes;
-    count(range);
+void zero_below(const ScoreRange& all, const ScoreUnit& unit, ParallelFor parallel_for) {
+  for_chunks(all, kChunk, parallel_for,
+             [&](std::int64_t, const ScoreRange& range) { unit.zero_below(range); });
+}
+
+void row_squares(const ScoreRange& all, std::int64_t width, const ScoreUnit& unit,
+                 ParallelFor parallel_for, double* squares) {
+  const std::int64_t rows = std::max<std::int64_t>(kChunk / width, 1);
+  for_chunks(all, rows * width, parallel_for, [&](std::int64_t chunk, const ScoreRange& range) {
+    unit.row_squares(range, width, squares + chunk * rows);
   });
 }
 

@@ -1,29 +1,35 @@
-// A pass over the weights of one tensor and their scores: counting, or zeroing and collecting.
+// A pass over the weights of one tensor and their scores, on torch's threads.
 
 #pragma once
 
 #include <cstdint>  // for int64_t
+#include <vector>   // for vector
 
-#include "scores.h"  // for CountScores, ScoreCounts, ScoreRange
+#include "scores.h"  // for ScoreCounts, ScoreRange, ScoreUnit
 #include "step.h"    // for ParallelFor
 
 namespace proxadam {
 
-// Elements of a chunk: what is counted together.
-constexpr std::int64_t kScoreChunk = 1 << 16;
+// What lies between the bounds in one chunk; scores are in opmath_t.
+struct Chunk {
+  std::vector<std::int64_t> positions;
+  std::vector<char> scores;
+};
 
-constexpr std::int64_t score_chunks(std::int64_t numel) {
-  return (numel + kScoreChunk - 1) / kScoreChunk;
-}
+struct Looked {
+  ScoreCounts counts;
+  std::vector<Chunk> between;  // in order
+};
 
-// Counts each chunk of `all` into `counts`, on torch's threads; serially where `parallel_for` is
-// null.
-void count_chunks(const ScoreRange& all, CountScores count, ParallelFor parallel_for,
-                  ScoreCounts* counts);
+// Counts the scores of a range, and collects those between the bounds. Serial where `parallel_for`
+// is null.
+Looked look(const ScoreRange& all, const ScoreUnit& unit, ParallelFor parallel_for);
 
-// Zeroes the weights below, and writes what lies between the bounds to `all.positions` and
-// `all.scores`, in order. `counts` are those of the same bounds, weights and moments.
-void zero_chunks(const ScoreRange& all, CountScores count, ParallelFor parallel_for,
-                 const ScoreCounts* counts);
+// Zeroes the weights whose scores are below.
+void zero_below(const ScoreRange& all, const ScoreUnit& unit, ParallelFor parallel_for);
+
+// The sum of the squares of the scores of each row of `width` elements.
+void row_squares(const ScoreRange& all, std::int64_t width, const ScoreUnit& unit,
+                 ParallelFor parallel_for, double* squares);
 
 }  // namespace proxadam

@@ -1,5 +1,5 @@
 // Scores of the weights of one tensor, counted against two bounds, and what comes of it: one
-// function in each instruction set. proxadam/_sparsity/prune_weights.py says what it is for.
+// function in each instruction set. proxadam/_sparsity/pruning/weights.py says what it is for.
 
 #pragma once
 
@@ -12,7 +12,7 @@ namespace proxadam {
 struct ScoreCounts {
   int64_t below;     // scores < low
   int64_t until;     // scores <= high
-  int64_t nonzeros;  // weights
+  int64_t nonzeros;  // weights that are not 0
 };
 
 // Elements [begin, end) of a dense tensor and of its second moments. A score is
@@ -28,25 +28,33 @@ struct ScoreRange {
   double high;
   int64_t begin;
   int64_t end;
-  // Null: nothing is written. Otherwise weights below become 0, and of those from low to high, in
-  // order, the positions and the scores (opmath_t) are written here.
-  int64_t* positions;
-  void* scores;
-  int64_t room;  // for so many: weights may have changed since they were counted
 };
-using CountScores = ScoreCounts (*)(const ScoreRange&);
+
+// What lies between the bounds, in order. Room for all of the range is the caller's.
+struct Between {
+  int64_t* positions;
+  void* scores;  // in opmath_t
+  int64_t count;
+};
+
+struct ScoreUnit {
+  ScoreCounts (*count)(const ScoreRange& range, Between& between);
+  void (*zero_below)(const ScoreRange& range);  // the weights whose scores are below
+  // The sum of the squares of each row's scores; a range is so many rows of `width` elements.
+  void (*row_squares)(const ScoreRange& range, int64_t width, double* squares);
+};
 
 namespace baseline {
-ScoreCounts count_scores(const ScoreRange& range);
+extern const ScoreUnit score_unit;
 }
 namespace avx2 {
-ScoreCounts count_scores(const ScoreRange& range);
+extern const ScoreUnit score_unit;
 }
 namespace avx512 {
-ScoreCounts count_scores(const ScoreRange& range);
+extern const ScoreUnit score_unit;
 }
 namespace avx512_bf16 {
-ScoreCounts count_scores(const ScoreRange& range);
+extern const ScoreUnit score_unit;
 }
 
 }  // namespace proxadam

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from numpy import ndarray
 from torch import Tensor
 
 from proxadam._step.group import Group
@@ -25,3 +26,33 @@ def chunks(
     numels: list[int], begin: int | None = None, end: int | None = None
 ) -> list[tuple[int, int, int]]: ...
 def work(numels: list[int]) -> int: ...
+
+# Weights and second moments: flat arrays over the memory of tensors, and the names of their dtypes.
+def look_at_scores(
+    weights: ndarray,
+    weight_type: str,
+    moments: ndarray | None,
+    moment_type: str,
+    factor: float,
+    offset: float,
+    low: float,
+    high: float,
+) -> tuple[int, int, int, ndarray, ndarray]: ...
+def zero_below(
+    weights: ndarray,
+    weight_type: str,
+    moments: ndarray | None,
+    moment_type: str,
+    factor: float,
+    offset: float,
+    low: float,
+) -> None: ...
+def row_squares(
+    weights: ndarray,
+    weight_type: str,
+    moments: ndarray | None,
+    moment_type: str,
+    factor: float,
+    offset: float,
+    width: int,
+) -> ndarray: ...

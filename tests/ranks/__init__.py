@@ -1,13 +1,20 @@
 """What the ranks of a distributed test do: ``python -m ranks WORLD_SIZE FOLDER CHECK...``.
 
-engines.py has the models and how they are distributed; steps.py, scaling.py, dtensors.py,
+engines.py has the models and how they are distributed; steps.py, scaling.py, dtensors.py, ramps.py,
 reports.py and checkpoints.py what is checked of them; checks.py the list of all; __main__.py runs
 them.
 """
 
 from __future__ import annotations
 
-from . import checkpoints, dtensors, reports, scaling, steps  # noqa: F401 (each registers its own)
+from . import (  # noqa: F401 (each registers its own)
+    checkpoints,
+    dtensors,
+    ramps,
+    reports,
+    scaling,
+    steps,
+)
 from .checks import CHECKS
 
 __all__ = ["CHECKS"]

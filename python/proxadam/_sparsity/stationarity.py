@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..prox import log_slope
 from .reading import (
     Named,
     Place,
@@ -71,7 +72,9 @@ def stationarity(optimizer: Optimizer, *, gradient: str = "exp_avg") -> Residual
     in w, as that distance is not. It has the units of the gradient: compare it with l1. In a
     group with ``metric="euclidean"`` it is that of the problem this metric solves, with g / d for
     g and 1 for d, and has no units. Decoupled weight decay is not part of the objective, so with
-    it the residual ends near weight_decay · d · |w| and not at zero.
+    it the residual ends near weight_decay · d · |w| and not at zero. With ``l1_knee`` the penalty
+    is l1 · knee · Σ log(1 + |w| / knee), and l1 / (1 + |w| / knee) stands for l1 above. A weight
+    that ``keep_zeros`` holds at zero has nothing left to choose, and its residual is 0.
 
     Args:
         optimizer: of this package, or torch's Adam or AdamW (l1 and l2 count as 0 there).
@@ -120,7 +123,8 @@ def _residuals(
     group: dict[str, Any], param: Tensor, state: dict[str, Any], gradient: str
 ) -> Iterator[Tensor]:
     """The residual of each weight of the local part of a parameter, in chunks."""
-    l1, l2, lr = (number_if_on_cpu(group.get(name, 0.0)) for name in ("l1", "l2", "lr"))
+    base, l2, lr = (number_if_on_cpu(group.get(name, 0.0)) for name in ("l1", "l2", "lr"))
+    knee = number_if_on_cpu(group.get("l1_knee", math.inf))
     grads = chunks(param.grad if gradient == "grad" and param.grad is not None else param)
     for w, grad, (g, d) in zip(chunks(param), grads, corrected_moments(group, state), strict=True):
         w = w.to(g.dtype)
@@ -133,4 +137,6 @@ def _residuals(
             g, d = g / d, torch.ones_like(d)
         # At lr = 0 the largest number stands for infinity, which a zero weight would turn to NaN.
         pull = w * (d / lr).clamp(max=torch.finfo(d.dtype).max)
-        yield (g + l2 * w + (pull - g).clamp(-l1, l1)) / (1 + lr * l2 / d)
+        l1 = base * log_slope(w, knee) if isinstance(knee, Tensor) or knee < math.inf else base
+        residual = (g + l2 * w + (pull - g).clamp(-l1, l1)) / (1 + lr * l2 / d)
+        yield residual.masked_fill_(w == 0, 0.0) if group.get("keep_zeros") else residual

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import score_pass
-from .reading import (
-    Sharding,
+from ..reading import (
     local_part,
     pieces_at,
     reduce_each,
     sample,
     shard_index,
 )
-from .scores import Scored, bits_of, score_of, scores
-from .selection import Part, kth_smallest
+from .score_pass import ScorePass
+from .scores import Scored, scores
+from .selection import kth_smallest, lowest
 from .shards import global_positions
 
-# Up to so many weights are all compared. Of more, about as many tell where the border is.
-_SAMPLE = 1 << 18
-# How far from it the border of all of them may be, in standard errors.
-_SPREAD = 4.0
+# Up to so many weights are all compared. Of more, about as many tell where the border is, and one
+# in eight at most.
+_SAMPLE = 1 << 17
+_STRIDE = 8
+_SPREAD = 3.0  # how far from there the border of all of them may be, in standard errors
+_FEW = 0.03  # of the weights: so many new zeros are compared one by one
 
 
 class WeightPruner:
@@ -38,24 +40,28 @@ class WeightPruner:
     Args:
         ones: the parameters, on any devices, whole or in shards.
         share: of all their weights, from 0 to 1.
+        before: about the share of zeros that there are.
     """
 
-    def __init__(self, ones: Sequence[Scored], share: float) -> None:
+    def __init__(self, ones: Sequence[Scored], share: float, before: float) -> None:
         self._ones = ones
         self.count = sum(one.param.numel() for one in ones)
         self.wanted = round(share * self.count)
-        self.zeros = 0  # before; settle() knows
+        self.zeros = self.then = 0  # before and behind the update; settle() knows
+        self._shardings = [one.sharding for one in ones]
         self._home = ones[0].param.device
         dtypes = {torch.promote_types(one.param.dtype, torch.float32) for one in ones}
         self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-        smallest = torch.finfo(self._dtype).tiny * torch.finfo(self._dtype).eps
+        self._smallest = torch.finfo(self._dtype).tiny * torch.finfo(self._dtype).eps
         self._everything = tuple(
             torch.tensor(bound, dtype=self._dtype, device=self._home)
-            for bound in (smallest, math.inf)
+            for bound in (self._smallest, math.inf)
         )
         self._low, self._high = self._everything
         if self.count > _SAMPLE:
-            self._low, self._high = self._sampled(self.wanted / self.count)
+            low, self._high = self._sampled(self.wanted / self.count)
+            # Few are compared one by one rather than that all are looked at once more.
+            self._low = low if share - before > _FEW else self._low
 
     def look(self) -> list[Tensor]:
         """Count the weights of each chunk: below, up to the upper bound, and not zero.
@@ -63,14 +69,15 @@ class WeightPruner:
         Returns:
             Counts of the local chunks, and for each parameter those of all shards; on devices.
         """
-        local = [score_pass.count(one, self._low, self._high) for one in self._ones]
+        self._passes = [ScorePass(one, self._low, self._high) for one in self._ones]
+        local = [one.counts for one in self._passes]
         places = reduce_each([one.param for one in self._ones], [rows.sum(0) for rows in local])
         return [*local, *(whole[i] for whole, i in places)]
 
     def settle(self, counts: list[list[float]]) -> bool:
         """Take the numbers that :meth:`look` has counted; whether the border is between the bounds.
 
-        If it is not, as happens once in ten thousand times, the bounds have moved: look again.
+        If it is not, as happens once in some hundred times, the bounds have moved: look again.
         """
         parameters = len(self._ones)
         self._chunks = [
@@ -80,13 +87,14 @@ class WeightPruner:
         columns = zip(*counts[parameters:], strict=True)
         below, until, nonzeros = (int(sum(column)) for column in columns)
         self.zeros = self.count - nonzeros
+        self.then = max(self.zeros, min(self.wanted, until))
         self._left = min(self.wanted, until) - below
         if self.wanted <= self.zeros:
             return True
         if self.wanted < below:
             self._low, self._high = self._everything[0], self._low
             return False
-        if self.wanted > until and not torch.equal(self._high, self._everything[1]):
+        if self.wanted > until and self._high is not self._everything[1]:
             self._low, self._high = self._high, self._everything[1]
             return False
         return True
@@ -96,8 +104,7 @@ class WeightPruner:
         if self.wanted <= self.zeros:
             return
         found = [
-            score_pass.zero_below(one, self._low, self._high, counts)
-            for one, counts in zip(self._ones, self._chunks, strict=True)
+            one.zero_below(counts) for one, counts in zip(self._passes, self._chunks, strict=True)
         ]
         if self._left > 0:
             for one, (positions, _), drops in zip(
@@ -107,64 +114,49 @@ class WeightPruner:
 
     def _sampled(self, share: float) -> tuple[Tensor, Tensor]:
         """Two scores between which the border is, almost surely."""
-        stride = math.ceil(self.count / _SAMPLE)
-        parts, sizes = [], []
+        stride = max(math.ceil(self.count / _SAMPLE), _STRIDE)
+        sampled = []
         for i, one in enumerate(self._ones):
             seed = shard_index(one.sharding) << 20 | i
             positions = sample(local_part(one.param).numel(), stride, seed)
             ((_, s),) = scores(one, pieces_at(positions), dtype=self._dtype)
-            parts.append((one.sharding, bits_of(s), torch.ones_like(s, dtype=torch.bool)))
-            sizes.append(torch.tensor(s.numel(), device=s.device))
-        places = reduce_each([one.param for one in self._ones], sizes)
-        size = torch.stack([whole[i].to(self._home, torch.float64) for whole, i in places]).sum()
-        spread = _SPREAD * (size * share * (1 - share)).sqrt() + 1
-        low, high = (
-            kth_smallest(parts, rank.long().clamp_min(1), self._bits)[0]
-            for rank in (size * share - spread, size * share + spread + 1)
-        )
-        low, high = score_of(low, self._dtype), score_of(high, self._dtype)
-        return torch.maximum(low, self._everything[0]), torch.maximum(high, self._everything[0])
-
-    @property
-    def _bits(self) -> int:
-        return 63 if self._dtype == torch.float64 else 31
+            sampled.append(s)
+        size: Any = sum(map(len, sampled))
+        if any(sharding is not None for sharding in self._shardings):
+            sizes = [torch.tensor(len(s), device=s.device) for s in sampled]
+            places = reduce_each([one.param for one in self._ones], sizes)
+            size = torch.stack([whole[i].to(self._home) for whole, i in places]).sum()
+        spread = _SPREAD * (size * share * (1 - share)) ** 0.5 + 1
+        bounds = []
+        for rank in (size * share - spread, size * share + spread):
+            inside = (
+                rank.clamp(1, size).long()
+                if isinstance(rank, Tensor)
+                else int(min(max(rank, 1), size))
+            )
+            bounds.append(kth_smallest(sampled, self._shardings, inside)[0])
+        low, high = (torch.maximum(bound, self._everything[0]) for bound in bounds)
+        # A NaN in the sample says that the border may be anywhere.
+        return low.nan_to_num(self._smallest), high.nan_to_num(math.inf, math.inf)
 
     def _lowest(self, found: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Which of the weights between the bounds are to be zeroed, by parameter."""
-        keys = [bits_of(s) for _, s in found]
-        numbers = [
-            one.first + global_positions(one.param, positions)
-            for one, (positions, _) in zip(self._ones, found, strict=True)
-        ]
-        shardings = [one.sharding for one in self._ones]
-        left = torch.tensor(self._left, device=self._home)
-        every = [torch.ones_like(key, dtype=torch.bool) for key in keys]
-        border, nth = kth_smallest(_joined(shardings, keys, every), left, self._bits)
-        ties = [key == border.to(key.device) for key in keys]
-        bits = (self._ones[-1].first + self._ones[-1].param.numel()).bit_length()
-        last, _ = kth_smallest(_joined(shardings, numbers, ties), nth, bits)
-        return [
-            (key < border.to(key.device)) | tied & (number <= last.to(key.device))
-            for key, tied, number in zip(keys, ties, numbers, strict=True)
-        ]
+
+        def numbers() -> list[Tensor]:
+            return [
+                one.first + global_positions(one.param, positions)
+                for one, (positions, _) in zip(self._ones, found, strict=True)
+            ]
+
+        return lowest([s for _, s in found], self._shardings, numbers, self._left)
 
 
 def _zero_at(local: Tensor, positions: Tensor, drops: Tensor) -> None:
-    """Zero those of the flat positions that are to be dropped; the device is not asked which."""
+    """Zero those of the flat positions that are to be dropped; no device is asked which."""
     flat = local.reshape(-1)
-    flat.index_copy_(0, positions, flat[positions].masked_fill_(drops, 0.0))
+    if flat.is_cpu:
+        flat.index_fill_(0, positions[drops], 0.0)
+    else:
+        flat.index_copy_(0, positions, flat[positions].masked_fill_(drops, 0.0))
     if flat.data_ptr() != local.data_ptr():
         local.copy_(flat.view_as(local))
-
-
-def _joined(
-    shardings: Sequence[Sharding], integers: Sequence[Tensor], counts: Sequence[Tensor]
-) -> list[Part]:
-    """One part for the parameters that are spread alike over the same device."""
-    alike: dict[tuple[Sharding, torch.device], list[int]] = {}
-    for i, (sharding, tensor) in enumerate(zip(shardings, integers, strict=True)):
-        alike.setdefault((sharding, tensor.device), []).append(i)
-    return [
-        (key[0], torch.cat([integers[i] for i in own]), torch.cat([counts[i] for i in own]))
-        for key, own in alike.items()
-    ]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reading import chunks, local_part
-from .scores import Scored, bits_of, scores
-from .selection import Part, kth_smallest
+from ..reading import local_part
+from .score_pass import row_squares
+from .scores import Scored
+from .selection import lowest
 from .shards import offsets
 
 
@@ -29,7 +30,7 @@ class RowPruner:
         self._ones = ones
         self.count = sum(rows_of(one.param) for one in ones)
         self.wanted = round(share * self.count)
-        self.zeros = 0  # before; settle() knows
+        self.zeros = self.then = 0  # before and behind the update; settle() knows
 
     def look(self) -> list[Tensor]:
         """Score the rows, and count those that are zero throughout; on devices."""
@@ -39,25 +40,16 @@ class RowPruner:
     def settle(self, counts: list[list[float]]) -> bool:
         """Take the numbers that :meth:`look` has counted."""
         self.zeros = int(sum(count for (count,) in counts))
+        self.then = max(self.zeros, self.wanted)
         return True
 
     def zero(self) -> None:
         """Zero the rows with the lowest scores."""
         if self.wanted <= self.zeros:
             return
-        home = self._scores[0].device
-        keys = [bits_of(score) for score in self._scores]
-        numbers = [
-            torch.arange(one.first, one.first + len(key), device=key.device)
-            for one, key in zip(self._ones, keys, strict=True)
-        ]
-        every = [torch.ones_like(key, dtype=torch.bool) for key in keys]
-        wanted = torch.tensor(self.wanted, device=home)
-        border, nth = kth_smallest(_whole(keys, every), wanted, 63)
-        ties = [key == border.to(key.device) for key in keys]
-        last, _ = kth_smallest(_whole(numbers, ties), nth, self.count.bit_length())
-        for one, key, tied, number in zip(self._ones, keys, ties, numbers, strict=True):
-            drops = (key < border.to(key.device)) | tied & (number <= last.to(key.device))
+        # Every process has all scores: as if none were sharded.
+        dropped = lowest(self._scores, [None] * len(self._ones), list, self.wanted)
+        for one, drops in zip(self._ones, dropped, strict=True):
             local = local_part(one.param)
             first = offsets(one.param)[0] if local.ndim else 0
             own = drops[first : first + rows_of(local)]
@@ -72,15 +64,8 @@ def rows_of(param: Tensor) -> int:
 def _row_scores(one: Scored) -> Tensor:
     """The score of each row, over all shards; float64, on the parameter's device."""
     local = local_part(one.param)
-    rows = rows_of(local)
-    width = local.numel() // max(rows, 1)
-
-    def pieces(tensor: Tensor) -> Sequence[Tensor]:
-        return chunks(tensor, width)
-
-    # A float64 holds the square of any float32.
-    squares = [s.double().view(-1, max(width, 1)).square_().sum(1) for _, s in scores(one, pieces)]
-    return _over_shards(one, torch.cat(squares)).sqrt_()
+    width = local.numel() // max(rows_of(local), 1)
+    return _over_shards(one, row_squares(one, width)).sqrt_()
 
 
 def _over_shards(one: Scored, squares: Tensor) -> Tensor:
@@ -100,7 +85,3 @@ def _over_shards(one: Scored, squares: Tensor) -> Tensor:
     )
     whole: Tensor = spread.full_tensor()
     return whole
-
-
-def _whole(integers: Sequence[Tensor], counts: Sequence[Tensor]) -> list[Part]:
-    return [(None, *pair) for pair in zip(integers, counts, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reading import Pieces, Sharding, chunks, number_if_on_cpu, sharding_of
+from ..reading import Pieces, Sharding, chunks, number_if_on_cpu, sharding_of
 
 # d is multiplied by it before its root is taken, so that no weight's score underflows; the largest
 # d, of the largest second moment, does not overflow.
@@ -101,15 +101,3 @@ def scores(
         return
     for w, v in zip(weights, pieces(one.moment), strict=True):
         yield w, v.to(own).sqrt().mul_(factor).add_(offset).sqrt_().mul_(w).abs_().to(dtype)
-
-
-def bits_of(score: Tensor) -> Tensor:
-    """Scores as int64, in their order; NaN comes last."""
-    as_int = torch.int64 if score.dtype == torch.float64 else torch.int32
-    return score.abs().view(as_int).long()  # the sign of a NaN says nothing
-
-
-def score_of(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse of :func:`bits_of`."""
-    as_int = torch.int64 if dtype == torch.float64 else torch.int32
-    return bits.to(as_int).view(dtype)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .reading import local_part, sharding_of
+from ..reading import local_part, sharding_of
 
 
 def offsets(tensor: Tensor) -> list[int]:
