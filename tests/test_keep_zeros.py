@@ -173,6 +173,23 @@ def test_an_average_that_begins_behind_the_zeros_keeps_them():
         assert not torch.equal(weight, model.weight)
 
 
+def test_autocast():
+    model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+    optimizer = ProxAdamW(model.parameters(), lr=0.01, keep_zeros=True)
+    zeros = []
+    for param in model.parameters():
+        param.data[torch.rand_like(param) < 0.7] = 0.0
+        zeros.append(param == 0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.randn(16, 20)).square().mean()
+        loss.backward()
+        optimizer.step()
+    for param, zero in zip(model.parameters(), zeros, strict=True):
+        assert_same_bits(param == 0, zero)
+
+
 def test_checkpoints(any_backend):
     """To the bit, and through a file of AdamW that has taken no step."""
     param = _with_zeros(FP32, any_backend.device)
