@@ -70,8 +70,9 @@ def _panel(axes: Axes, document: dict[str, Any]) -> None:
 
 def _limits(scores: list[float], sign: int) -> tuple[float, float]:
     """Room for all but what has collapsed, which would flatten the others."""
-    ordered = sorted(scores, key=lambda score: -sign * score)
-    best, worst = ordered[0], ordered[int(0.9 * (len(ordered) - 1))]
-    room = abs(best - worst) or 1.0
-    low, high = sorted((best + sign * 0.1 * room, worst - sign * room))
+    best = max(scores) if sign > 0 else min(scores)
+    losses = sorted(abs(score - best) for score in scores)
+    most = 2.5 * losses[int(0.9 * (len(losses) - 1))]
+    room = max(loss for loss in losses if loss <= most) or 1.0
+    low, high = sorted((best + sign * 0.1 * room, best - sign * 1.1 * room))
     return low, high
