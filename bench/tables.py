@@ -256,10 +256,11 @@ def markdown(rows: Rows) -> str:
 def measured_on(name: str) -> str:
     """The machine and the versions of a file of results, in one line."""
     about = load(name)["machine"]
+    threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
     where = (
         f"{about['gpu']}, driver {about['driver']}"
         if "gpu" in about
-        else f"{about['cpu']}, {about['threads']} thread{'s' * (about['threads'] > 1)} on {about['cores']} cores, "
+        else f"{about['cpu']}, {threads} on {about['cores']} cores, "
         f"{about['proxadam_cpu_capability']}"
     )
     return (
