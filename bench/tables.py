@@ -120,6 +120,22 @@ def _times(arms: dict[str, Any], base: str) -> str:
     return f"{arms[base]['ours_is_times_faster']:.2f} ×" if base in arms else "–"
 
 
+def ramp() -> Rows:
+    """One line for each run of bench/ramp.py."""
+    rows = [["weights", "unit", "a step", "an update", "200 updates, of 400 steps"]]
+    for line in load("ramp-cpu")["lines"]:
+        rows.append(
+            [
+                f"{line['weights']:.0e}".replace("e+0", "e"),
+                line["unit"],
+                f"{1e3 * line['step_s']:.1f} ms",
+                f"{1e3 * line['update_s']:.1f} ms",
+                f"{line['updates_s'] / line['steps_s']:.2f}",
+            ]
+        )
+    return rows
+
+
 TASKS = ("train-digits", "train-fashion-mnist", "train-text")
 
 
@@ -138,18 +154,18 @@ def training_differences(name: str) -> Rows:
 def training_in_short() -> Rows:
     """The means of all arms at two sparsities of each task."""
     chosen = {
-        "train-digits": ("digits, %", (0.9, 0.98)),
-        "train-fashion-mnist": ("Fashion-MNIST, %", (0.9, 0.98)),
-        "train-text": ("text, nats", (0.9, 0.95)),
+        "train-digits": ("digits", (0.9, 0.98)),
+        "train-fashion-mnist": ("Fashion-MNIST", (0.9, 0.98)),
+        "train-text": ("text", (0.9, 0.95)),
     }
-    rows: Rows = [["test accuracy, or loss, at"]]
+    rows: Rows = [["trained with"]]
     means: dict[str, list[str]] = {}
     for name, (title, sparsities) in chosen.items():
         found = load(name)
         places = report.digits_after_point(found["sign"])
         scores = {(line["arm"], line["sparsity"]): line["test"] for line in found["summary"]}
         for sparsity in sparsities:
-            rows[0].append(f"{title}: {100 * sparsity:g} % zeros")
+            rows[0].append(f"{title}, {100 * sparsity:g} %")
             for arm in dict.fromkeys(line["arm"] for line in found["summary"]):
                 score = scores.get((arm, sparsity), scores.get((arm, 0.0)))
                 own = means.setdefault(arm, ["–"] * (len(rows[0]) - 2))
@@ -276,6 +292,8 @@ TABLES = {
     "step-cpu compiled": lambda: markdown(compiled()),
     "step-cpu around": lambda: markdown(around_the_step()),
     "step-cpu machine": lambda: measured_on("step-cpu"),
+    "ramp-cpu": lambda: markdown(ramp()),
+    "ramp-cpu machine": lambda: measured_on("ramp-cpu"),
     "sparsity-digits": lambda: markdown(wanted_sparsity()),
     "sparsity-digits machine": lambda: measured_on("sparsity-digits"),
     "train short": lambda: markdown(training_in_short()),
