@@ -5,6 +5,7 @@
 #include <algorithm>  // for max, min
 #include <cstring>    // for memcpy
 #include <exception>  // for exception_ptr
+#include <mutex>      // for lock_guard, mutex
 
 namespace proxadam {
 namespace {
@@ -20,8 +21,9 @@ void for_chunks(const ScoreRange& all, std::int64_t size, ParallelFor parallel_f
     const ScoreRange& all;
     std::int64_t size;
     const Visit& visit;
+    std::mutex mutex;
     std::exception_ptr thrown;
-  } context{all, size, visit, nullptr};
+  } context{all, size, visit, {}, nullptr};
   const auto run = [](std::int64_t from, std::int64_t to, void* at) {
     Context& context = *static_cast<Context*>(at);
     try {
@@ -32,6 +34,7 @@ void for_chunks(const ScoreRange& all, std::int64_t size, ParallelFor parallel_f
         context.visit(chunk, range);
       }
     } catch (...) {
+      const std::lock_guard<std::mutex> lock(context.mutex);
       context.thrown = std::current_exception();
     }
   };
