@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .arguments import check_optimizer, check_option, check_range
 from .pruning.rows import RowPruner, rows_of
 from .pruning.scores import Scored, lr_ratio
 from .pruning.weights import WeightPruner
@@ -93,16 +94,13 @@ class SparsityRamp:
         scope: str = "global",
         unit: str = "weight",
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+        check_optimizer(optimizer)
         if not 0 <= sparsity < 1:
             raise ValueError(f"Invalid sparsity: {sparsity}, expected ≥ 0 and below 1")
-        if not 0 <= begin < math.inf:
-            raise ValueError(f"Invalid begin: {begin}, expected finite and ≥ 0")
+        check_range("begin", begin, 0)
         if not begin < end < math.inf:
             raise ValueError(f"Invalid end: {end}, expected finite and above begin, {begin}")
-        if not 1 <= every < math.inf:
-            raise ValueError(f"Invalid every: {every}, expected finite and ≥ 1")
+        check_range("every", every, 1)
         for name, value in (("score", score), ("scope", scope), ("unit", unit)):
             if value not in _CHOICES[name]:
                 raise ValueError(f"Invalid {name}: {value!r}, expected one of {_CHOICES[name]}")
@@ -260,11 +258,7 @@ def _chosen(optimizer: Optimizer, indices: Iterable[int] | None) -> list[int]:
             "expected a group to prune, got none whose l1 or weight_decay is not 0; name them in"
             " groups=."
         )
-    if not all("keep_zeros" in groups[i] for i in chosen):
-        raise ValueError(
-            f"expected groups with keep_zeros, as ProxAdam's are, got those of"
-            f" {type(optimizer).__name__}."
-        )
+    check_option(optimizer, (groups[i] for i in chosen), "keep_zeros")
     return chosen
 
 

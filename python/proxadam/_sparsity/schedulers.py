@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .arguments import check_optimizer, check_option, check_range
 from .reading import count_nonzeros, read_numbers
 
 # How far below the wanted share one is steered that is kept in the end, in log odds.
@@ -41,13 +42,8 @@ class L1Scheduler:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
-        if not all("l1" in group for group in optimizer.param_groups):
-            raise ValueError(
-                f"expected groups with l1, as ProxAdam's are, got those of"
-                f" {type(optimizer).__name__}."
-            )
+        check_optimizer(optimizer)
+        check_option(optimizer, optimizer.param_groups, "l1")
         self.optimizer = optimizer
         self.base_l1s = [float(group["l1"]) for group in optimizer.param_groups]
         self.last_epoch = 0
@@ -130,10 +126,10 @@ class RampL1(L1Scheduler):
         *,
         power: float = 1.0,
     ) -> None:
-        _check_range("total_iters", total_iters, 1)
-        _check_range("start_factor", start_factor, 0)
-        _check_range("end_factor", end_factor, 0)
-        _check_range("delay", delay, 0)
+        check_range("total_iters", total_iters, 1)
+        check_range("start_factor", start_factor, 0)
+        check_range("end_factor", end_factor, 0)
+        check_range("delay", delay, 0)
         if not 0 < power < math.inf:
             raise ValueError(f"Invalid power: {power}, expected finite and above 0")
         self.total_iters = total_iters
@@ -240,10 +236,10 @@ class TargetSparsityL1(L1Scheduler):
     ) -> None:
         if not 0 < sparsity < 1:
             raise ValueError(f"Invalid sparsity: {sparsity}, expected above 0 and below 1")
-        _check_range("every", every, 1)
+        check_range("every", every, 1)
         if not 0 < gain <= 1:
             raise ValueError(f"Invalid gain: {gain}, expected above 0 and ≤ 1")
-        _check_range("damping", damping, 0)
+        check_range("damping", damping, 0)
         for name, value in (("max_change", max_change), ("max_factor", max_factor)):
             if not 1 < value < math.inf:
                 raise ValueError(f"Invalid {name}: {value}, expected finite and above 1")
@@ -252,12 +248,9 @@ class TargetSparsityL1(L1Scheduler):
                 f"Invalid start_factor: {start_factor}, expected from 1 / max_factor to max_factor"
             )
         if until is not None:
-            _check_range("until", until, 1)
-            if not all("keep_zeros" in group for group in getattr(optimizer, "param_groups", ())):
-                raise ValueError(
-                    f"expected groups with keep_zeros, as ProxAdam's are, got those of"
-                    f" {type(optimizer).__name__}."
-                )
+            check_range("until", until, 1)
+            check_optimizer(optimizer)
+            check_option(optimizer, optimizer.param_groups, "keep_zeros")
         self.sparsity = sparsity
         self.every = every
         self.until = until
@@ -338,8 +331,3 @@ class TargetSparsityL1(L1Scheduler):
 
 def _logit(share: float) -> float:
     return math.log(share / (1 - share))
-
-
-def _check_range(name: str, value: float, least: float) -> None:
-    if not least <= value < math.inf:
-        raise ValueError(f"Invalid {name}: {value}, expected finite and ≥ {least}")
