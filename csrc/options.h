@@ -5,26 +5,30 @@
 
 #pragma once
 
-#include <stdint.h>  // for int32_t
+#include <stdint.h>  // for int32_t, int64_t
 
 #include "macros.h"  // for PROXADAM_INLINE
 
 // NUMBER: a float, or a one-element tensor that a kernel reads where it lies. FLAG: a bool.
-#define PROXADAM_OPTIONS(NUMBER, FLAG) \
-  NUMBER(lr)                           \
-  NUMBER(beta1)                        \
-  NUMBER(beta2)                        \
-  NUMBER(eps)                          \
-  NUMBER(weight_decay)                 \
-  NUMBER(l1)                           \
-  NUMBER(l2)                           \
-  NUMBER(l1_knee)                      \
-  NUMBER(max_shrink)                   \
-  FLAG(euclidean)                      \
-  FLAG(keep_zeros)                     \
-  FLAG(amsgrad)                        \
-  FLAG(maximize)                       \
-  FLAG(decoupled_weight_decay)
+// INTEGER: one that is not negative.
+#define PROXADAM_OPTIONS(NUMBER, FLAG, INTEGER) \
+  NUMBER(lr)                                    \
+  NUMBER(beta1)                                 \
+  NUMBER(beta2)                                 \
+  NUMBER(eps)                                   \
+  NUMBER(weight_decay)                          \
+  NUMBER(l1)                                    \
+  NUMBER(l2)                                    \
+  NUMBER(l1_knee)                               \
+  NUMBER(max_shrink)                            \
+  FLAG(euclidean)                               \
+  FLAG(keep_zeros)                              \
+  FLAG(amsgrad)                                 \
+  FLAG(maximize)                                \
+  FLAG(decoupled_weight_decay)                  \
+  FLAG(stochastic_state)                        \
+  FLAG(stochastic_params)                       \
+  INTEGER(seed)
 
 namespace proxadam {
 
@@ -51,17 +55,19 @@ struct Number {
 struct Options {
 #define PROXADAM_NUMBER(name) Number name;
 #define PROXADAM_FLAG(name) bool name;
-  PROXADAM_OPTIONS(PROXADAM_NUMBER, PROXADAM_FLAG)
+#define PROXADAM_INTEGER(name) int64_t name;
+  PROXADAM_OPTIONS(PROXADAM_NUMBER, PROXADAM_FLAG, PROXADAM_INTEGER)
 #undef PROXADAM_NUMBER
 #undef PROXADAM_FLAG
+#undef PROXADAM_INTEGER
 };
 
-#define PROXADAM_NO_FLAG(name)
+#define PROXADAM_IGNORED(name)
 
 // The options with every number in its `value`; called where the numbers are.
 PROXADAM_INLINE Options read_numbers(Options o) {
 #define PROXADAM_READ(name) o.name.value = read_or(o.name.on_device, o.name.value);
-  PROXADAM_OPTIONS(PROXADAM_READ, PROXADAM_NO_FLAG)
+  PROXADAM_OPTIONS(PROXADAM_READ, PROXADAM_IGNORED, PROXADAM_IGNORED)
 #undef PROXADAM_READ
   return o;
 }
@@ -70,7 +76,7 @@ PROXADAM_INLINE Options read_numbers(Options o) {
 PROXADAM_INLINE bool any_on_device(const Options& o) {
   bool any = false;
 #define PROXADAM_ASK(name) any = any || o.name.on_device.data;
-  PROXADAM_OPTIONS(PROXADAM_ASK, PROXADAM_NO_FLAG)
+  PROXADAM_OPTIONS(PROXADAM_ASK, PROXADAM_IGNORED, PROXADAM_IGNORED)
 #undef PROXADAM_ASK
   return any;
 }
@@ -80,7 +86,7 @@ PROXADAM_INLINE bool readable_on(const Options& o, int32_t device) {
   bool readable = true;
 #define PROXADAM_ASK(name) \
   readable = readable && (!o.name.on_device.data || o.name.on_device.device == device);
-  PROXADAM_OPTIONS(PROXADAM_ASK, PROXADAM_NO_FLAG)
+  PROXADAM_OPTIONS(PROXADAM_ASK, PROXADAM_IGNORED, PROXADAM_IGNORED)
 #undef PROXADAM_ASK
   return readable;
 }

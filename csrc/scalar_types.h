@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include <stdint.h>  // for uint16_t, uint32_t
+#include <stdint.h>  // for uint8_t, uint16_t, uint32_t
 #include <string.h>  // for memcpy
 
 #include "macros.h"  // for PROXADAM_INLINE
@@ -19,14 +19,19 @@ struct bfloat16 {
 struct float16 {
   uint16_t bits;
 };
+// A moment in 8 bits, which says nothing without the exponent of its block: csrc/codes.h.
+struct code8 {
+  uint8_t bits;
+};
 
-// The storage formats, X(name, scalar_t): each is a line here and its own widen() and narrow()
-// below.
+// The storage formats, X(name, scalar_t): each is a line here and, but for codes, its own widen()
+// and narrow() below.
 #define PROXADAM_SCALAR_TYPES(X) \
   X(Float32, float)              \
   X(Float64, double)             \
   X(BFloat16, bfloat16)          \
-  X(Float16, float16)
+  X(Float16, float16)            \
+  X(Code8, code8)
 
 #define PROXADAM_ENUMERATOR(name, scalar_t) k##name,
 enum class ScalarType : uint8_t { PROXADAM_SCALAR_TYPES(PROXADAM_ENUMERATOR) };
@@ -65,19 +70,27 @@ PROXADAM_INLINE constexpr bool operator==(const TensorTypes& a, const TensorType
   return a.param == b.param && a.grad == b.grad && a.state == b.state;
 }
 
-// Those that go together, X(param_t, grad_t, state_t): all alike; and beside 16-bit parameters the
-// gradient, the moments or both in float32.
+// Those that go together, X(param_t, grad_t, state_t): all alike; beside 16-bit parameters the
+// gradient in float32; and moments in float32, in bfloat16 or in codes beside what is not wider.
 #define PROXADAM_TENSOR_TYPES(X)  \
   X(float, float, float)          \
+  X(float, float, bfloat16)       \
+  X(float, float, code8)          \
   X(double, double, double)       \
   X(bfloat16, bfloat16, bfloat16) \
   X(bfloat16, bfloat16, float)    \
+  X(bfloat16, bfloat16, code8)    \
   X(bfloat16, float, bfloat16)    \
   X(bfloat16, float, float)       \
+  X(bfloat16, float, code8)       \
   X(float16, float16, float16)    \
+  X(float16, float16, bfloat16)   \
   X(float16, float16, float)      \
+  X(float16, float16, code8)      \
   X(float16, float, float16)      \
-  X(float16, float, float)
+  X(float16, float, bfloat16)     \
+  X(float16, float, float)        \
+  X(float16, float, code8)
 
 #define PROXADAM_TRIPLE(param_t, grad_t, state_t) \
   {kScalarType<param_t>, kScalarType<grad_t>, kScalarType<state_t>},
@@ -128,6 +141,12 @@ struct Buffers {
   void* exp_avg;
   void* exp_avg_sq;
   void* max_exp_avg_sq;  // null unless amsgrad
+};
+
+// A byte for each block of code8: csrc/codes.h. Null where the moments are stored otherwise.
+struct Exponents {
+  uint8_t* exp_avg;
+  uint8_t* exp_avg_sq;
 };
 
 PROXADAM_INLINE float as_float(uint32_t bits) {

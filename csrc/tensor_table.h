@@ -6,7 +6,7 @@
 #include <vector>   // for vector
 
 #include "options.h"       // for DeviceScalar, Options
-#include "scalar_types.h"  // for Buffers, TensorTypes
+#include "scalar_types.h"  // for Buffers, Exponents, TensorTypes
 
 namespace proxadam {
 
@@ -32,7 +32,10 @@ struct StepCounter {
 // One parameter on its way through a step.
 struct TensorEntry {
   Buffers buffers;
+  Exponents exponents;
   std::int64_t numel;
+  std::int64_t offset;       // of the first element, where this is a shard: csrc/rounding.h
+  std::uint32_t tensor_key;  // likewise
   StepCounter counter;
   double step;  // the number of this step, where the counter is on the host
   TensorTypes types;

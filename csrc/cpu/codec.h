@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include "../codes.h"
+#include "../rounding.h"
 #include "../scalar_types.h"
 
 #ifndef PROXADAM_CPU_CAPABILITY
@@ -29,18 +31,36 @@ constexpr int64_t kTile = 512;
 // while it still divides in these. For pieces that cost no call of a codec.
 constexpr int64_t kFew = 128;
 
-// How a tile is rounded. The key of stochastic rounding belongs here; its other half, the index of
-// an element in the tensor, is `begin` and on.
+// How a tile is rounded.
 struct Rounding {
   bool drops_zero_signs;  // under the prox no zero has a sign, and float16 makes some −0.0
+  const uint32_t* draws;  // 32 random bits for each element; null: to the nearest
+  int shift;              // of these bits are used those from here on
+};
+constexpr Rounding kNearest{false, nullptr, 0};
+
+// A buffer, and what its elements mean.
+struct Stored {
+  void* elements;
+  uint8_t* exponents;  // of code8
 };
 
 // Elements [begin, begin + numel) of a buffer, to and from a tile. Null: the buffer holds opmath_t,
 // and is worked on in place.
 template <typename opmath_t>
 struct Codec {
-  void (*load)(const void* buffer, int64_t begin, int64_t numel, opmath_t* tile);
-  void (*store)(const opmath_t* tile, int64_t begin, int64_t numel, void* buffer, Rounding how);
+  void (*load)(const Stored& from, int64_t begin, int64_t numel, opmath_t* tile);
+  void (*store)(const opmath_t* tile, int64_t begin, int64_t numel, const Stored& to, Rounding how);
+};
+
+// What the elements of a tile draw.
+struct Draws {
+  alignas(64) uint32_t of[kTile];
+
+  const uint32_t* fill(uint32_t key, uint32_t first, int64_t numel) {
+    for (uint32_t i = 0; i < uint32_t(numel); ++i) of[i] = draw(key, first + i);
+    return of;
+  }
 };
 
 #if defined(PROXADAM_VECTORS)
@@ -51,15 +71,22 @@ PROXADAM_INLINE void widen_vector(const scalar_t* from, float* to) {
 }
 // kHalves elements.
 template <typename scalar_t>
-PROXADAM_INLINE void narrow_vectors(const float* from, scalar_t* to, Rounding how) {
+PROXADAM_INLINE void narrow_vectors(const float* from, scalar_t* to, bool drops_zero_signs) {
   const Halves halves = narrow_floats(load_floats(from), load_floats(from + kFloats), to);
+  store_halves(drops_zero_signs ? drop_zero_signs(halves) : halves, to);
+}
+// The same by chance, from the i-th draw on.
+PROXADAM_INLINE void narrow_vectors(const float* from, bfloat16* to, Rounding how, int64_t i) {
+  const Halves halves = narrow_floats(load_floats(from), load_floats(from + kFloats),
+                                      load_chances(how.draws + i, how.shift),
+                                      load_chances(how.draws + i + kFloats, how.shift));
   store_halves(how.drops_zero_signs ? drop_zero_signs(halves) : halves, to);
 }
 #endif
 
 template <typename scalar_t, typename opmath_t>
-void load(const void* buffer, int64_t begin, int64_t numel, opmath_t* tile) {
-  const scalar_t* from = static_cast<const scalar_t*>(buffer) + begin;
+void load(const Stored& stored, int64_t begin, int64_t numel, opmath_t* tile) {
+  const scalar_t* from = static_cast<const scalar_t*>(stored.elements) + begin;
   int64_t i = 0;
 #if defined(PROXADAM_VECTORS)
   if constexpr (is_16_bit(kScalarType<scalar_t>)) {
@@ -69,34 +96,105 @@ void load(const void* buffer, int64_t begin, int64_t numel, opmath_t* tile) {
   for (; i < numel; ++i) tile[i] = widen(from[i]);
 }
 
+// Returns how many elements were stored.
 template <typename scalar_t, typename opmath_t>
-void store(const opmath_t* tile, int64_t begin, int64_t numel, void* buffer, Rounding how) {
-  scalar_t* to = static_cast<scalar_t*>(buffer) + begin;
-  int64_t rest = 0;
+int64_t store_vectors([[maybe_unused]] const opmath_t* tile, [[maybe_unused]] int64_t numel,
+                      [[maybe_unused]] scalar_t* to, [[maybe_unused]] Rounding how) {
+  int64_t i = 0;
 #if defined(PROXADAM_VECTORS)
+  if constexpr (kScalarType<scalar_t> == ScalarType::kBFloat16) {
+    if (how.draws) {
+      for (; i + kHalves <= numel; i += kHalves) narrow_vectors(tile + i, to + i, how, i);
+    }
+  }
   if constexpr (is_16_bit(kScalarType<scalar_t>)) {
-    for (; rest + kHalves <= numel; rest += kHalves) narrow_vectors(tile + rest, to + rest, how);
+    if (!how.draws) {
+      for (; i + kHalves <= numel; i += kHalves) {
+        narrow_vectors(tile + i, to + i, how.drops_zero_signs);
+      }
+    }
   }
 #endif
-  for (int64_t i = rest; i < numel; ++i) narrow(tile[i], to[i]);
+  return i;
+}
+
+template <typename scalar_t, typename opmath_t>
+void store(const opmath_t* tile, int64_t begin, int64_t numel, const Stored& stored, Rounding how) {
+  scalar_t* to = static_cast<scalar_t*>(stored.elements) + begin;
+  const int64_t rest = store_vectors(tile, numel, to, how);
+  if (how.draws) {
+    for (int64_t i = rest; i < numel; ++i) narrow(tile[i], how.draws[i] >> how.shift, to[i]);
+  } else {
+    for (int64_t i = rest; i < numel; ++i) narrow(tile[i], to[i]);
+  }
   if (!how.drops_zero_signs) return;
   for (int64_t i = rest; i < numel; ++i) drop_zero_sign(to[i]);
 }
 
+// `begin` is a block's first element.
+template <Moment moment>
+void load_codes(const Stored& stored, int64_t begin, int64_t numel, float* tile) {
+  const uint8_t* from = static_cast<const uint8_t*>(stored.elements) + begin;
+  const uint8_t* exponent = stored.exponents + begin / kBlock;
+  for (int64_t first = 0; first < numel; first += kBlock) {
+    const int64_t last = numel - first < kBlock ? numel : first + kBlock;
+    const int32_t base = code_base(moment, *exponent++);
+    for (int64_t i = first; i < last; ++i) tile[i] = decode(moment, from[i], base);
+  }
+}
+
+template <Moment moment>
+void store_codes(const float* tile, int64_t begin, int64_t numel, const Stored& stored,
+                 Rounding how) {
+  uint8_t* to = static_cast<uint8_t*>(stored.elements) + begin;
+  uint8_t* exponent = stored.exponents + begin / kBlock;
+  alignas(64) uint32_t codes[kBlock];
+  for (int64_t first = 0; first < numel; first += kBlock, tile += kBlock, to += kBlock) {
+    const int64_t block = numel - first < kBlock ? numel - first : kBlock;
+    int32_t largest = 0;
+    for (int64_t i = 0; i < block; ++i) {
+      const int32_t magnitude = finite_magnitude(tile[i]);
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    *exponent = block_exponent(moment, largest);
+    const int32_t base = code_base(moment, *exponent++);
+    if (how.draws) {
+      const uint32_t* draws = how.draws + first;
+      for (int64_t i = 0; i < block; ++i) {
+        codes[i] = encode(moment, tile[i], base, draws[i] >> how.shift & 0xffff);
+      }
+    } else {
+      for (int64_t i = 0; i < block; ++i) codes[i] = encode(moment, tile[i], base, kToNearest);
+    }
+    int64_t i = 0;
+#if defined(PROXADAM_VECTORS)
+    for (; i + kCodes <= block; i += kCodes) narrow_codes(codes + i, to + i);
+#endif
+    for (; i < block; ++i) to[i] = uint8_t(codes[i]);
+  }
+}
+
 template <typename scalar_t, typename opmath_t>
-Codec<opmath_t> codec_of() {
+Codec<opmath_t> codec_of(Moment moment) {
+  constexpr bool kOfFloats = kScalarType<opmath_t> == ScalarType::kFloat32;
   constexpr bool kCopies = kScalarType<scalar_t> != kScalarType<opmath_t> &&
                            kScalarType<typename OpMath<scalar_t>::type> == kScalarType<opmath_t>;
-  if constexpr (kCopies) return {load<scalar_t, opmath_t>, store<scalar_t, opmath_t>};
+  if constexpr (kScalarType<scalar_t> == ScalarType::kCode8 && kOfFloats) {
+    return moment == Moment::kFirst
+               ? Codec<opmath_t>{load_codes<Moment::kFirst>, store_codes<Moment::kFirst>}
+               : Codec<opmath_t>{load_codes<Moment::kSecond>, store_codes<Moment::kSecond>};
+  } else if constexpr (kScalarType<scalar_t> != ScalarType::kCode8 && kCopies) {
+    return {load<scalar_t, opmath_t>, store<scalar_t, opmath_t>};
+  }
   return {nullptr, nullptr};
 }
 
 template <typename opmath_t>
-Codec<opmath_t> codec(ScalarType type) {
+Codec<opmath_t> codec(ScalarType type, Moment moment) {
   switch (type) {
 #define PROXADAM_CASE(name, scalar_t) \
   case ScalarType::k##name:           \
-    return codec_of<scalar_t, opmath_t>();
+    return codec_of<scalar_t, opmath_t>(moment);
     PROXADAM_SCALAR_TYPES(PROXADAM_CASE)
 #undef PROXADAM_CASE
   }
@@ -107,24 +205,25 @@ Codec<opmath_t> codec(ScalarType type) {
 template <typename opmath_t>
 class Tile {
  public:
-  Tile(void* buffer, ScalarType type) : buffer_(buffer), codec_(codec<opmath_t>(type)) {}
+  Tile(void* buffer, ScalarType type, uint8_t* exponents = nullptr, Moment moment = Moment::kFirst)
+      : stored_{buffer, exponents}, codec_(codec<opmath_t>(type, moment)) {}
 
   // Null where there is no buffer.
   opmath_t* load(int64_t begin, int64_t numel) {
-    if (!buffer_) return nullptr;
-    if (!codec_.load) return static_cast<opmath_t*>(buffer_) + begin;
-    codec_.load(buffer_, begin, numel, values_);
+    if (!stored_.elements) return nullptr;
+    if (!codec_.load) return static_cast<opmath_t*>(stored_.elements) + begin;
+    codec_.load(stored_, begin, numel, values_);
     return values_;
   }
 
-  bool converts() const { return buffer_ && codec_.load; }
+  bool converts() const { return stored_.elements && codec_.load; }
 
-  void store(int64_t begin, int64_t numel, Rounding how = {false}) {
-    if (buffer_ && codec_.store) codec_.store(values_, begin, numel, buffer_, how);
+  void store(int64_t begin, int64_t numel, Rounding how = kNearest) {
+    if (converts()) codec_.store(values_, begin, numel, stored_, how);
   }
 
  private:
-  void* buffer_;
+  Stored stored_;
   Codec<opmath_t> codec_;
   alignas(64) opmath_t values_[kTile];
 };

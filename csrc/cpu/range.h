@@ -2,20 +2,31 @@
 
 #pragma once
 
-#include <stdint.h>  // for int64_t
+#include <stdint.h>  // for int64_t, uint32_t
 
 #include "../prox_adam.h"     // for StepConstants, Update
-#include "../scalar_types.h"  // for Buffers, TensorTypes
+#include "../scalar_types.h"  // for Buffers, Exponents, TensorTypes
 
 namespace proxadam {
 
 // A step's constants, as StepConstants<float> and as StepConstants<double>.
 struct AllConstants : StepConstants<float>, StepConstants<double> {};
 
+// What is rounded by chance, and with which chance: csrc/rounding.h.
+struct Stochastic {
+  bool state;
+  bool param;
+  uint32_t step_key;
+  int64_t offset;
+};
+
 // Elements [begin, end) of a dense tensor and of its gradient and state, and what to do with them.
+// A range begins with a block of csrc/codes.h.
 struct Range {
   Buffers buffers;
+  Exponents exponents;
   TensorTypes types;
+  Stochastic stochastic;
   Update update;
   bool unscale;  // divide the gradients by grad_scale, and write them back
   const AllConstants* constants;

@@ -4,8 +4,9 @@
 
 #include <vector>  // for vector
 
-#include "chunk_plan.h"  // for ChunkPlan
-#include "range.h"       // for AllConstants, Range, UpdateRange
+#include "../rounding.h"  // for step_key
+#include "chunk_plan.h"   // for ChunkPlan
+#include "range.h"        // for AllConstants, Range, UpdateRange
 
 namespace proxadam {
 namespace {
@@ -27,7 +28,11 @@ void run(std::int64_t from, std::int64_t to, void* context) {
   const Work& work = *static_cast<const Work*>(context);
   work.plan.visit(from, to, [&](std::size_t i, std::int64_t begin, std::int64_t end) {
     const TensorEntry& entry = work.table.entries[i];
-    work.update_range({entry.buffers, entry.types, work.updates[entry.group], work.unscale,
+    const Options& options = work.table.options[entry.group];
+    const Stochastic stochastic{options.stochastic_state, options.stochastic_params,
+                                step_key(entry.tensor_key, entry.step), entry.offset};
+    work.update_range({entry.buffers, entry.exponents, entry.types, stochastic,
+                       work.updates[entry.group], work.unscale,
                        &work.constants[work.constants_of[i]], begin, end});
   });
 }

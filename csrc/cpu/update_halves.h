@@ -35,10 +35,10 @@ int64_t halves_loop(const Range& range, Bounded<float> math) {
                                                  kFew);
     for (int64_t i = 0; i < kFew; i += kHalves) {
       if (update != Update::kFrozen) {
-        narrow_vectors(param + i, params + begin + i, {has_prox(update)});
+        narrow_vectors(param + i, params + begin + i, has_prox(update));
       }
-      narrow_vectors(exp_avg + i, exp_avgs + begin + i, {false});
-      narrow_vectors(exp_avg_sq + i, exp_avg_sqs + begin + i, {false});
+      narrow_vectors(exp_avg + i, exp_avgs + begin + i, false);
+      narrow_vectors(exp_avg_sq + i, exp_avg_sqs + begin + i, false);
     }
   }
   return begin;
@@ -59,12 +59,14 @@ auto halves_loop_for(Update update) {
 #endif
 
 // Updates what it can of a range, and returns the first element that is left: nothing is done
-// unless parameter, gradient and moments are stored alike, and neither amsgrad nor AMP is at work.
+// unless parameter, gradient and moments are stored alike, and neither amsgrad, AMP nor chance is
+// at work.
 PROXADAM_INLINE int64_t update_halves(const Range& range) {
 #if defined(PROXADAM_VECTORS)
   const TensorTypes& types = range.types;
   const bool alike = types.param == types.grad && types.param == types.state;
-  if (alike && !range.buffers.max_exp_avg_sq && !range.unscale) {
+  const bool by_chance = range.stochastic.state || range.stochastic.param;
+  if (alike && !range.buffers.max_exp_avg_sq && !range.unscale && !by_chance) {
     if (types.param == ScalarType::kBFloat16) {
       return halves_loop_for<bfloat16>(range.update)(range, {});
     }

@@ -44,22 +44,39 @@ void update_in(const Range& range) {
   const auto loop = loop_for<opmath_t>(range.update, buffers.max_exp_avg_sq, range.unscale);
   Tile<opmath_t> params(buffers.param, range.types.param);
   Tile<opmath_t> grads(buffers.grad, range.types.grad);
-  Tile<opmath_t> exp_avgs(buffers.exp_avg, range.types.state);
-  Tile<opmath_t> exp_avg_sqs(buffers.exp_avg_sq, range.types.state);
+  Tile<opmath_t> exp_avgs(buffers.exp_avg, range.types.state, range.exponents.exp_avg);
+  Tile<opmath_t> exp_avg_sqs(buffers.exp_avg_sq, range.types.state, range.exponents.exp_avg_sq,
+                             Moment::kSecond);
   Tile<opmath_t> max_exp_avg_sqs(buffers.max_exp_avg_sq, range.types.state);
+  const bool rounds_state = range.stochastic.state && exp_avgs.converts();
+  const bool rounds_param = range.stochastic.param && params.converts();
+  const bool by_chance = rounds_state || rounds_param;
   const bool converts = params.converts() || grads.converts() || exp_avgs.converts();
   const int64_t tile = converts ? kTile : kFew;
-  for (int64_t begin = range.begin; begin < range.end; begin += tile) {
-    const int64_t numel = range.end - begin < tile ? range.end - begin : tile;
+  Draws of_state, of_param;
+  int64_t numel;
+  for (int64_t begin = range.begin; begin < range.end; begin += numel) {
+    numel = range.end - begin < tile ? range.end - begin : tile;
+    Rounding state = kNearest;
+    Rounding param{has_prox(range.update), nullptr, 0};
+    if (by_chance) {
+      const int64_t index = range.stochastic.offset + begin;
+      const int64_t left = (int64_t(1) << 32) - (index & 0xffffffff);  // of these one key
+      numel = left < numel ? left : numel;
+      const uint32_t key = stretch_key(range.stochastic.step_key, index);
+      if (rounds_state) state.draws = of_state.fill(key, uint32_t(index), numel);
+      if (rounds_param) param.draws = of_param.fill(key + kParamDraws, uint32_t(index), numel);
+    }
     loop(c, {}, params.load(begin, numel), grads.load(begin, numel), exp_avgs.load(begin, numel),
          exp_avg_sqs.load(begin, numel), max_exp_avg_sqs.load(begin, numel), numel);
     if (range.update != Update::kFrozen) {
-      params.store(begin, numel, {has_prox(range.update)});
+      params.store(begin, numel, param);
     }
     if (range.unscale) grads.store(begin, numel);
-    exp_avgs.store(begin, numel);
-    exp_avg_sqs.store(begin, numel);
-    max_exp_avg_sqs.store(begin, numel);
+    exp_avgs.store(begin, numel, state);
+    state.shift = 16;
+    exp_avg_sqs.store(begin, numel, state);
+    max_exp_avg_sqs.store(begin, numel);  // it never falls: to the nearest nothing is lost
   }
 }
 

@@ -1,4 +1,4 @@
-// The 16-bit formats in registers of AVX-512, to the bits of widen() and narrow().
+// The 16-bit formats in registers of AVX-512, to the bits of widen() and narrow(); and codes.
 
 #pragma once
 
@@ -29,14 +29,29 @@ PROXADAM_INLINE Floats widen_floats(const float16* from) {
   return _mm512_cvtph_ps(load_packed(from));
 }
 
-// Rounded to a bfloat16 in the upper half of each lane.
+// The lower 16 bits of what so many draws have from bit `shift` on.
+PROXADAM_INLINE __m512i load_chances(const uint32_t* draws, int shift) {
+  const __m512i shifted = _mm512_srl_epi32(_mm512_loadu_si512(draws), _mm_cvtsi32_si128(shift));
+  return _mm512_and_si512(shifted, _mm512_set1_epi32(0xffff));
+}
+
+// Raised by half a unit or by chance, to a bfloat16 in the upper half of each lane.
+PROXADAM_INLINE __m512i raise_to_upper_half(Floats x, __m512i raise) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_mask_or_epi32(_mm512_add_epi32(bits, raise), is_nan, bits,
+                              _mm512_set1_epi32(0x400000));
+}
 PROXADAM_INLINE __m512i round_to_upper_half(Floats x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
-  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  return _mm512_mask_or_epi32(_mm512_add_epi32(bits, half), is_nan, bits,
-                              _mm512_set1_epi32(0x400000));
+  return raise_to_upper_half(x, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd));
+}
+PROXADAM_INLINE Halves pack_upper_halves(__m512i first, __m512i second) {
+  const __m512i upper_halves =
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,  //
+                       31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_permutex2var_epi16(first, upper_halves, second);
 }
 PROXADAM_INLINE Halves narrow_floats(Floats first, Floats second, const bfloat16*) {
 #if defined(__AVX512BF16__)
@@ -48,16 +63,24 @@ PROXADAM_INLINE Halves narrow_floats(Floats first, Floats second, const bfloat16
     return Halves(_mm512_cvtne2ps_pbh(second, first));
   }
 #endif
-  const __m512i upper_halves =
-      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33,  //
-                       31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  return _mm512_permutex2var_epi16(round_to_upper_half(first), upper_halves,
-                                   round_to_upper_half(second));
+  return pack_upper_halves(round_to_upper_half(first), round_to_upper_half(second));
+}
+// By chance.
+PROXADAM_INLINE Halves narrow_floats(Floats first, Floats second, __m512i of_first,
+                                     __m512i of_second) {
+  return pack_upper_halves(raise_to_upper_half(first, of_first),
+                           raise_to_upper_half(second, of_second));
 }
 PROXADAM_INLINE Halves narrow_floats(Floats first, Floats second, const float16*) {
   const __m256i low = _mm512_cvtps_ph(first, _MM_FROUND_TO_NEAREST_INT);
   const __m256i high = _mm512_cvtps_ph(second, _MM_FROUND_TO_NEAREST_INT);
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+// So many codes, from 32 bits each.
+constexpr int64_t kCodes = 16;
+PROXADAM_INLINE void narrow_codes(const uint32_t* from, uint8_t* to) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_loadu_si512(from)));
 }
 
 PROXADAM_INLINE Halves drop_zero_signs(Halves x) {

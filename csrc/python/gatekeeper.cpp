@@ -8,7 +8,9 @@
 #include <string>     // for string, to_string
 #include <utility>    // for exchange, move
 
+#include "../codes.h"      // for kBlock
 #include "../prox_adam.h"  // for has_bias_corrections
+#include "../rounding.h"   // for tensor_key
 #include "overlap.h"       // for SharedMemory
 #include "tensor_view.h"   // for is_dense, numel, same_layout, ...
 
@@ -64,10 +66,30 @@ Reason check_options(const Options& options, const TensorEntry& entry, double& l
   return Reason::fits;
 }
 
+// bfloat16 moments beside wider or other parameters are rounded by chance, or they would be wrong.
+bool is_asked_for(const TensorTypes& types, const Options& options) {
+  return types.state != ScalarType::kBFloat16 || types.param == types.state ||
+         options.stochastic_state;
+}
+
 std::size_t size(const HeldGroup& group) { return group.tensors[kParams].size(); }
 
-// Adds refusals for what shares memory, which is the stronger reason, and takes those parameters out
-// of the table.
+// Whether a group may have an empty list of this kind.
+bool is_optional(int slot) { return slot == kExpAvgExponents || slot == kExpAvgSqExponents; }
+
+std::vector<std::int64_t> integers(py::handle group, const char* name, std::size_t wanted) {
+  std::vector<std::int64_t> read;
+  for (const py::handle each : tuple_of(group.attr(name))) {
+    read.push_back(each.cast<std::int64_t>());
+  }
+  if (!read.empty() && read.size() != wanted) {
+    throw std::invalid_argument(std::string(name) + " and params differ in length");
+  }
+  return read;
+}
+
+// Adds refusals for what shares memory, which is the stronger reason, and takes those parameters
+// out of the table.
 void turn_away_shared(const std::vector<std::size_t>& shared, const HeldStep& step,
                       const std::vector<std::size_t>& params, Look& look) {
   if (shared.empty()) return;
@@ -92,10 +114,9 @@ void turn_away_shared(const std::vector<std::size_t>& shared, const HeldStep& st
 }  // namespace
 
 const char* name_of(Reason reason) {
-  static constexpr const char* kNames[] = {
-      "fits",
+  static constexpr const char* kNames[] = {"fits",
 #define PROXADAM_NAME(name) #name,
-      PROXADAM_REASONS(PROXADAM_NAME)
+                                           PROXADAM_REASONS(PROXADAM_NAME)
 #undef PROXADAM_NAME
   };
   return kNames[static_cast<std::size_t>(reason)];
@@ -134,20 +155,25 @@ HeldGroup Gatekeeper::hold(py::handle group) const {
   const py::object options = group.attr("options");
   held.unwanted = !flag(options, "allows_kernel");
   py::object tensor;
-#define PROXADAM_HOLD(name)                                     \
-  held.options.name = number(options, #name, tensor);           \
+#define PROXADAM_HOLD(name)                           \
+  held.options.name = number(options, #name, tensor); \
   if (tensor) held.on_device.emplace_back(&Options::name, std::move(tensor));
 #define PROXADAM_HOLD_FLAG(name) held.options.name = flag(options, #name);
-  PROXADAM_OPTIONS(PROXADAM_HOLD, PROXADAM_HOLD_FLAG)
+#define PROXADAM_HOLD_INTEGER(name) held.options.name = options.attr(#name).cast<std::int64_t>();
+  PROXADAM_OPTIONS(PROXADAM_HOLD, PROXADAM_HOLD_FLAG, PROXADAM_HOLD_INTEGER)
 #undef PROXADAM_HOLD
 #undef PROXADAM_HOLD_FLAG
+#undef PROXADAM_HOLD_INTEGER
   for (int slot = 0; slot < kSlots; ++slot) {
     if (slot == kMaxExpAvgSqs && !held.options.amsgrad) continue;
     held.tensors[slot] = tuple_of(group.attr(kSlotNames[slot]));
+    if (held.tensors[slot].empty() && is_optional(slot)) continue;
     if (held.tensors[slot].size() != size(held)) {
       throw std::invalid_argument(std::string(kSlotNames[slot]) + " and params differ in length");
     }
   }
+  held.numbers = integers(group, "numbers", size(held));
+  held.offsets = integers(group, "offsets", size(held));
   return held;
 }
 
@@ -170,7 +196,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
   const bool writes_grads = !step.grad_scales.empty();
   Look look;
   TensorTable& table = look.table;
-  std::vector<std::size_t> params;  // of each entry, its index in its group
+  std::vector<std::size_t> params;                        // of each entry, its index in its group
   SharedMemory shared = std::exchange(last_memory_, {});  // another thread may look meanwhile
   shared.start();
   std::size_t owner = 0;
@@ -186,7 +212,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       Candidate candidate;
       for (int slot = 0; slot < kSlots; ++slot) {
         candidate.tensors[slot] = nullptr;
-        if (slot == kMaxExpAvgSqs && !options.amsgrad) continue;
+        if (held.tensors[slot].empty()) continue;
         candidate.tensors[slot] =
             PyTuple_GET_ITEM(held.tensors[slot].ptr(), static_cast<Py_ssize_t>(i));
         const bool written = slot != kGrads || writes_grads;
@@ -202,7 +228,9 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       if (!refused.empty() && holds(refused, g, i)) continue;
       TensorEntry entry{};
       entry.group = static_cast<std::uint32_t>(g);
-      Reason reason = held.unwanted ? Reason::unwanted : check(candidate, entry);
+      entry.offset = held.offsets.empty() ? 0 : held.offsets[i];
+      entry.tensor_key = tensor_key(options.seed, held.numbers.empty() ? 0 : held.numbers[i]);
+      Reason reason = held.unwanted ? Reason::unwanted : check(candidate, options, entry);
       if (reason == Reason::fits) reason = check_options(options, entry, last_step);
       if (reason != Reason::fits) {
         look.refusals.push_back({g, i, reason, candidate.slot});
@@ -230,7 +258,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
   return look;
 }
 
-Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
+Reason Gatekeeper::check(Candidate& candidate, const Options& options, TensorEntry& entry) const {
   const DLTensor& param = candidate.seen[kParams];
   if (candidate.viewed[kParams] != Reason::fits) return candidate.viewed[kParams];
   if (param.device.device_type != device_type_) return Reason::device;
@@ -243,10 +271,9 @@ Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
   entry.numel = numel(param);
   if (!is_dense(param, entry.numel)) return Reason::not_dense;
 
-  void** addresses[kStateSteps] = {&entry.buffers.param, &entry.buffers.grad,
-                                   &entry.buffers.exp_avg, &entry.buffers.exp_avg_sq,
-                                   &entry.buffers.max_exp_avg_sq};
-  for (int slot = kParams; slot < kStateSteps; ++slot) {
+  void** addresses[] = {&entry.buffers.param, &entry.buffers.grad, &entry.buffers.exp_avg,
+                        &entry.buffers.exp_avg_sq, &entry.buffers.max_exp_avg_sq};
+  for (int slot = kParams; slot <= kMaxExpAvgSqs; ++slot) {
     PyObject* tensor = candidate.tensors[slot];
     if (!tensor) continue;
     candidate.slot = static_cast<Slot>(slot);
@@ -255,11 +282,12 @@ Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
       ScalarType type;
       if (candidate.viewed[slot] != Reason::fits) return candidate.viewed[slot];
       if (!same_device(param, seen)) return Reason::device;
-      if (!scalar_type(seen.dtype, type)) return Reason::dtype;
+      if (!state_type(seen.dtype, type)) return Reason::dtype;
       if (slot == kGrads) entry.types.grad = type;
       if (slot == kExpAvgs) entry.types.state = type;
       if (slot > kExpAvgs && type != entry.types.state) return Reason::dtype;
-      if (!is_legal(entry.types)) return Reason::dtype;
+      if (slot == kMaxExpAvgSqs && type == ScalarType::kCode8) return Reason::dtype;
+      if (!is_legal(entry.types) || !is_asked_for(entry.types, options)) return Reason::dtype;
       if (!same_layout(param, seen, entry.numel)) return Reason::layout;
     }
     const Reason reason = memory(tensor, seen, candidate.spans[slot]);
@@ -267,8 +295,32 @@ Reason Gatekeeper::check(Candidate& candidate, TensorEntry& entry) const {
     if (slot == kParams && facts_.is_inference(tensor)) return Reason::inference;
     *addresses[slot] = seen.data;
   }
+  const Reason reason = check_exponents(candidate, entry);
+  if (reason != Reason::fits) return reason;
   candidate.slot = kStateSteps;
   return check_step(candidate, entry);
+}
+
+Reason Gatekeeper::check_exponents(Candidate& candidate, TensorEntry& entry) const {
+  const bool coded = entry.types.state == ScalarType::kCode8;
+  std::uint8_t** addresses[] = {&entry.exponents.exp_avg, &entry.exponents.exp_avg_sq};
+  for (const Slot slot : {kExpAvgExponents, kExpAvgSqExponents}) {
+    PyObject* tensor = candidate.tensors[slot];
+    candidate.slot = slot;
+    if (!coded && !tensor) continue;
+    if (!coded || !tensor || entry.offset % kBlock != 0) return Reason::exponents;
+    const DLTensor& seen = candidate.seen[slot];
+    const std::int64_t blocks = (entry.numel + kBlock - 1) / kBlock;
+    if (candidate.viewed[slot] != Reason::fits) return candidate.viewed[slot];
+    if (!same_device(candidate.seen[kParams], seen)) return Reason::device;
+    if (!is_byte(seen.dtype) || numel(seen) != blocks || !is_dense(seen, blocks)) {
+      return Reason::exponents;
+    }
+    const Reason reason = memory(tensor, seen, candidate.spans[slot]);
+    if (reason != Reason::fits) return reason;
+    *addresses[slot - kExpAvgExponents] = static_cast<std::uint8_t*>(seen.data);
+  }
+  return Reason::fits;
 }
 
 Reason Gatekeeper::check_step(Candidate& candidate, TensorEntry& entry) const {
@@ -332,7 +384,8 @@ DeviceScalar Gatekeeper::scalar_on(const py::tuple& copies, std::int32_t device)
     if (found.data && found.device == device) return found;
   }
   throw std::invalid_argument(
-      "grad_scale and found_inf must be float32 or float64, of one element, with a copy on device " +
+      "grad_scale and found_inf must be float32 or float64, of one element, with a copy on "
+      "device " +
       std::to_string(device));
 }
 

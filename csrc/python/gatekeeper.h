@@ -21,9 +21,25 @@
 namespace proxadam {
 
 // The lists of a proxadam._step.group.Group, by their names there.
-enum Slot { kParams, kGrads, kExpAvgs, kExpAvgSqs, kMaxExpAvgSqs, kStateSteps, kSlots };
-constexpr const char* kSlotNames[kSlots] = {"params",      "grads",           "exp_avgs",
-                                            "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"};
+enum Slot {
+  kParams,
+  kGrads,
+  kExpAvgs,
+  kExpAvgSqs,
+  kMaxExpAvgSqs,
+  kExpAvgExponents,
+  kExpAvgSqExponents,
+  kStateSteps,
+  kSlots
+};
+constexpr const char* kSlotNames[kSlots] = {"params",
+                                            "grads",
+                                            "exp_avgs",
+                                            "exp_avg_sqs",
+                                            "max_exp_avg_sqs",
+                                            "exp_avg_exponents",
+                                            "exp_avg_sq_exponents",
+                                            "state_steps"};
 
 // Why a tensor is turned away. proxadam/_step/checks.py has a sentence for each name.
 #define PROXADAM_REASONS(X)                                                              \
@@ -33,6 +49,7 @@ constexpr const char* kSlotNames[kSlots] = {"params",      "grads",           "e
   X(dtype)         /* unknown, or one that does not go with the parameter's */           \
   X(not_dense)     /* gaps or overlaps in memory */                                      \
   X(layout)        /* not of the parameter's shape and strides */                        \
+  X(exponents)     /* not a byte for each block of codes */                              \
   X(misaligned)    /* not at a multiple of its elements' size */                         \
   X(no_memory)     /* no address, or a storage that was freed or cut short */            \
   X(negated)       /* a view that negates on reading */                                  \
@@ -64,7 +81,9 @@ struct Refusal {
 struct HeldGroup {
   Options options;
   std::vector<std::pair<Number Options::*, pybind11::object>> on_device;  // options in tensors
-  std::array<pybind11::tuple, kSlots> tensors;  // none of max_exp_avg_sqs without amsgrad
+  std::array<pybind11::tuple, kSlots> tensors;  // empty ones of what the group does not have
+  std::vector<std::int64_t> numbers;            // what tells tensors apart; none: nothing does
+  std::vector<std::int64_t> offsets;            // of shards in their tensors; none: they are whole
   bool unwanted;  // here for the memory that it may share with other groups
 };
 
@@ -94,10 +113,10 @@ class Gatekeeper {
   HeldStep hold(const pybind11::list& groups, const pybind11::list& grad_scales,
                 const pybind11::list& found_infs) const;
 
-  // Looks at every tensor; no Python code runs. Turns away what does not fit, and what shares memory
-  // that is written with another tensor of the step. Those that were `refused` before have no
-  // entry, and no second refusal.
-  // Throws std::invalid_argument if a grad_scale or found_inf cannot be read.
+  // Looks at every tensor; no Python code runs. Turns away what does not fit, and what shares
+  // memory that is written with another tensor of the step. Those that were `refused` before have
+  // no entry, and no second refusal. Throws std::invalid_argument if a grad_scale or found_inf
+  // cannot be read.
   Look look(const HeldStep& step, const std::vector<Refusal>& refused = {}) const;
 
  private:
@@ -105,7 +124,8 @@ class Gatekeeper {
 
   HeldGroup hold(pybind11::handle group) const;
   Number number(pybind11::handle options, const char* name, pybind11::object& on_device) const;
-  Reason check(Candidate& candidate, TensorEntry& entry) const;
+  Reason check(Candidate& candidate, const Options& options, TensorEntry& entry) const;
+  Reason check_exponents(Candidate& candidate, TensorEntry& entry) const;
   Reason check_step(Candidate& candidate, TensorEntry& entry) const;
   Reason view(PyObject* tensor, bool written, DLTensor& out) const;
   bool grads_moved(const HeldStep& step, const std::vector<TensorEntry>& entries,

@@ -22,6 +22,15 @@ inline bool scalar_type(const DLDataType& dtype, ScalarType& out) {
   return false;
 }
 
+inline bool is_byte(const DLDataType& dtype) {
+  return dtype.lanes == 1 && dtype.code == kDLUInt && dtype.bits == 8;
+}
+
+// Of a moment, which may be kept in codes.
+inline bool state_type(const DLDataType& dtype, ScalarType& out) {
+  return is_byte(dtype) ? (out = ScalarType::kCode8, true) : scalar_type(dtype, out);
+}
+
 inline std::int64_t numel(const DLTensor& t) {
   std::int64_t n = 1;
   for (int d = 0; d < t.ndim; ++d) n *= t.shape[d];

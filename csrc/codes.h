@@ -1,0 +1,70 @@
+// Moments in 8 bits: code8, and an exponent for each block of 256 elements as they lie in memory.
+//
+// First moments have a sign, 4 bits of exponent and 3 of mantissa; second ones 5 bits of exponent
+// and 3 of mantissa. There are no subnormals: code 0 is 0. A block's exponent is float32's of its
+// largest finite number, which lies one binade below the top of the code, so that what is rounded
+// up still has one. Decoding is a shift and an addition, and exact; scales are powers of two.
+//
+// A positive second moment is never coded 0: beside a first moment that is not 0 the denominator
+// would be eps alone. First moments below 2^-14 of their block's largest are coded 0 or not by
+// chance, as those above are rounded up or down, down to where 16 random bits end.
+
+#pragma once
+
+#include <stdint.h>  // for int32_t, uint8_t, uint32_t
+
+#include "macros.h"        // for PROXADAM_INLINE
+#include "scalar_types.h"  // for as_bits, as_float, code8
+
+namespace proxadam {
+
+constexpr int kBlock = 256;
+
+// Which of the two moments is coded.
+enum class Moment { kFirst, kSecond };
+
+PROXADAM_INLINE constexpr int32_t top_code(Moment moment) {
+  return moment == Moment::kFirst ? 0x7f : 0xff;
+}
+// The exponent of a block whose code 8 is the smallest normal number.
+PROXADAM_INLINE constexpr int32_t lowest_exponent(Moment moment) {
+  return moment == Moment::kFirst ? 15 : 31;
+}
+
+// What a number counts when its block's largest is looked for: NaN and infinity nothing.
+PROXADAM_INLINE int32_t finite_magnitude(float x) {
+  const int32_t magnitude = int32_t(as_bits(x) & 0x7fffffffu);
+  return magnitude < 0x7f800000 ? magnitude : 0;
+}
+
+PROXADAM_INLINE uint8_t block_exponent(Moment moment, int32_t largest_magnitude) {
+  const int32_t exponent = largest_magnitude >> 23;
+  const int32_t lowest = lowest_exponent(moment);
+  return uint8_t(exponent < lowest ? lowest : exponent > 253 ? 253 : exponent);
+}
+
+// What a code is added to, to be the upper twelve bits of a float.
+PROXADAM_INLINE int32_t code_base(Moment moment, uint8_t exponent) {
+  return 8 * (int32_t(exponent) - (lowest_exponent(moment) - 1));
+}
+
+PROXADAM_INLINE float decode(Moment moment, uint32_t code, int32_t base) {
+  const uint32_t magnitude = code & uint32_t(top_code(moment));
+  const uint32_t sign = moment == Moment::kFirst ? (code & 0x80u) << 24 : 0;
+  return as_float(magnitude ? (magnitude + uint32_t(base)) << 20 | sign : 0);
+}
+
+// `chance`: 16 random bits, or kToNearest.
+constexpr uint32_t kToNearest = 0x8000;
+PROXADAM_INLINE uint32_t encode(Moment moment, float x, int32_t base, uint32_t chance) {
+  const uint32_t bits = as_bits(x);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const int32_t rounded = int32_t((magnitude + (chance << 4)) >> 20) - base;
+  const int32_t top = top_code(moment);
+  const int32_t lowest = moment == Moment::kSecond && magnitude != 0;
+  const int32_t code = rounded > top ? top : rounded < lowest ? lowest : rounded;
+  const uint32_t sign = moment == Moment::kFirst && code != 0 ? bits >> 24 & 0x80u : 0;
+  return uint32_t(code) | sign;
+}
+
+}  // namespace proxadam
