@@ -2,7 +2,8 @@
 
 The step: ``optimizer`` (ProxAdam, ProxAdamW), ``functional`` (prox_adam), ``prox`` (the proximal
 operators on tensors), ``backends`` (which kernels are there) and, below them, ``_step``. The tools
-around sparsity: ``_sparsity``, with a module for each of their names.
+around sparsity: ``_sparsity``, and those around the state: ``_state``, with a module for each of
+their names.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ._sparsity.schedulers import (
 from ._sparsity.sparsity import sparsity
 from ._sparsity.stationarity import stationarity
 from ._sparsity.suggest_l1 import suggest_l1
+from ._state.state_bytes import state_bytes
+from ._state.to_adam_state_dict import to_adam_state_dict
 from .backends import available_backends, is_built
 from .functional import prox_adam
 from .optimizer import ProxAdam, ProxAdamW
@@ -47,6 +50,8 @@ __all__ = [
     "prox_log_elastic_net",
     "soft_threshold",
     "sparsity",
+    "state_bytes",
     "stationarity",
     "suggest_l1",
+    "to_adam_state_dict",
 ]

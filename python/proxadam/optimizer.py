@@ -16,6 +16,7 @@ from ._step import dispatch, loading, lock, state
 from ._step.checks import check_dense
 from ._step.group import Group
 from ._step.options import (
+    EIGHT_BITS,
     Options,
     arguments_of,
     check_arguments,
@@ -29,8 +30,6 @@ __all__ = ["ProxAdam", "ProxAdamW"]
 _check_graph_capture = getattr(
     Optimizer, "_accelerator_graph_capture_health_check", None
 ) or getattr(Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
-
-_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
 def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,8 +84,18 @@ class ProxAdam(Optimizer):
             which does not depend on the scale of the loss. (default: "adaptive")
         max_shrink: how far the prox may pull a weight in one step, in units of lr; ≥ 1, inf for
             no bound. It protects weights that have had almost no gradient. (default: 10)
-        state_dtype: torch.float32 keeps the moments of bfloat16 and float16 parameters in float32;
-            None keeps them in the parameter's dtype, as torch does. (default: None)
+        state_dtype: how the moments are kept. None is the parameter's dtype, as torch does;
+            torch.float32 is that also beside bfloat16 and float16 parameters. torch.bfloat16 takes
+            2 bytes a moment and "8bit" 1.004; both are rounded by chance, so that they are right in
+            the mean. "8bit" is for parameters of at least 4096 elements and two dimensions, and
+            keeps the others in float32; it does not go with amsgrad, nor either of the two with
+            differentiable. float64 and complex parameters keep their own dtype; "8bit" refuses
+            them. (default: None)
+        stochastic_rounding: round bfloat16 and float16 parameters by chance: updates that are
+            smaller than half a unit in the last place then count in the mean, and zeros stay zeros.
+            None does so where ``state_dtype`` is torch.bfloat16 or "8bit". (default: None)
+        seed: of what is drawn by chance, from 0 to 2**63 − 1. The same seed gives the same bits,
+            whatever the number of threads; torch's generators are not touched. (default: 0)
         keep_zeros: a weight that is zero before the step is +0.0 behind it, whatever its gradient;
             its moments go on. Weights that begin at zero, as one half of a LoRA pair does, then
             never start. (default: False)
@@ -121,7 +130,9 @@ class ProxAdam(Optimizer):
         l1_knee: float | Tensor = math.inf,
         metric: str = "adaptive",
         max_shrink: float = 10.0,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | str | None = None,
+        stochastic_rounding: bool | None = None,
+        seed: int = 0,
         keep_zeros: bool = False,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
@@ -142,6 +153,9 @@ class ProxAdam(Optimizer):
         group = self.param_groups[-1]
         try:
             check_group(group)
+            if group["state_dtype"] == EIGHT_BITS:
+                for param in group["params"]:
+                    state.check_takes_codes(param)
             _load_kernels(group)
         except Exception:
             self.param_groups.pop()
@@ -221,9 +235,9 @@ class ProxAdam(Optimizer):
         with lock.held(self), state.made_or_undone() as made:
             groups = []
             for group in self.param_groups:
-                lists: _Lists = ([], [], [], [], [], [])
-                self._init_group(group, *lists, made)
-                groups.append(Group(*lists, Options.of(group)))
+                whole = Group.empty(Options.of(group))
+                self._init_group(group, *whole.all_lists(), made)  # type: ignore[call-arg]
+                groups.extend(whole.by_format())
             grad_scale = getattr(self, "grad_scale", None)
             found_inf = getattr(self, "found_inf", None)
             dispatch.step(groups, grad_scale, found_inf)
@@ -237,7 +251,10 @@ class ProxAdam(Optimizer):
         exp_avgs: list[Tensor],
         exp_avg_sqs: list[Tensor],
         max_exp_avg_sqs: list[Tensor],
+        exp_avg_exponents: list[Tensor],
+        exp_avg_sq_exponents: list[Tensor],
         state_steps: list[Tensor],
+        numbers: list[int],
         made: state.Made | None = None,
     ) -> None:
         """Fill the lists with the parameters that have a gradient, and with their state.
@@ -247,6 +264,7 @@ class ProxAdam(Optimizer):
         """
         get_state = self.state.get
         amsgrad = group["amsgrad"]
+        given = state.Numbers(self.param_groups) if state.rounds_by_chance(group) else None
         for param in group["params"]:
             grad = param.grad
             if grad is None:
@@ -257,13 +275,21 @@ class ProxAdam(Optimizer):
                 state.put(self.state, param, own, made)
             params_with_grad.append(param)
             grads.append(grad)
-            exp_avgs.append(own["exp_avg"])
-            exp_avg_sqs.append(own["exp_avg_sq"])
+            if "exp_avg_code" in own:
+                exp_avgs.append(own["exp_avg_code"])
+                exp_avg_sqs.append(own["exp_avg_sq_code"])
+                exp_avg_exponents.append(own["exp_avg_exponent"])
+                exp_avg_sq_exponents.append(own["exp_avg_sq_exponent"])
+            else:
+                exp_avgs.append(own["exp_avg"])
+                exp_avg_sqs.append(own["exp_avg_sq"])
             if amsgrad:
                 max_exp_avg_sqs.append(state.max_exp_avg_sq(own, made))
             state_steps.append(own["step"])
+            if given is not None:
+                numbers.append(given.of(param, own, made))
 
-    def _new_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def _new_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         check_dense(grad, "the gradient of a parameter")
         check_dense(param, "a parameter with a gradient")
         if group["fused"] and param.is_meta:
@@ -296,7 +322,9 @@ class ProxAdamW(ProxAdam):
         l1_knee: float | Tensor = math.inf,
         metric: str = "adaptive",
         max_shrink: float = 10.0,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | str | None = None,
+        stochastic_rounding: bool | None = None,
+        seed: int = 0,
         keep_zeros: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,

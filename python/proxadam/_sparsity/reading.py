@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from .._step.state import moment
+
 # Elements looked at together. On the CPU they stay in the cache; on a device launches cost more.
 _CPU_CHUNK = 1 << 17
 _CHUNK = 1 << 24
@@ -202,7 +204,7 @@ def number_if_on_cpu(value: float | Tensor) -> Any:
 
 def has_stepped(state: dict[str, Any]) -> bool:
     """Whether a parameter's state holds moments; asks no device."""
-    if "exp_avg" not in state:
+    if "step" not in state:
         return False
     step = number_if_on_cpu(state["step"])
     return isinstance(step, Tensor) or bool(step > 0)
@@ -252,11 +254,11 @@ def corrected_moments(
     Raises:
         ValueError: a complex parameter.
     """
-    exp_avg = state["exp_avg"]
+    exp_avg = moment(state, "exp_avg")
     if exp_avg.is_complex():
         shape = tuple(exp_avg.shape)
         raise ValueError(f"expected real parameters, got a complex one of shape {shape}")
-    exp_avg_sq = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    exp_avg_sq = moment(state, "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq")
     beta1, beta2, step = map(number_if_on_cpu, (*group["betas"], state["step"]))
     dtype = torch.promote_types(exp_avg.dtype, torch.float32)
     for m, v in zip(pieces(exp_avg), pieces(exp_avg_sq), strict=True):

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
 from .dtensor import is_dtensor
-from .group import LISTS, Group
+from .group import EXPONENT_LISTS, LISTS, Group
 from .options import unread
-from .state import DTYPES, goes_with
+from .rounding_ops import BLOCK
+from .state import DTYPES, goes_with, takes_small_state
 
 _SPARSE = "Adam does not support sparse gradients, please consider SparseAdam instead"
 _UNALLOCATED = (
@@ -50,6 +51,7 @@ _REASONS = {
     "dtype": "{what} has its exp_avg in {exp_avg_dtype} and its {name} in {dtype}",
     "dtype of data": "{what} has dtype {dtype}",
     "not_dense": "{what} has gaps or overlaps in memory, with strides {strides}",
+    "exponents": "{what} has codes and not a byte for each 256 of them in its {name}",
     "layout": "{what} has strides {param_strides} and its {name} {strides}",
     "misaligned": "{what} cannot be read in whole elements: the address of {it} is no multiple of"
     " {itemsize} bytes",
@@ -140,8 +142,10 @@ def check_tensors(
                 _check_grad(param, tensor, f"the gradient of {what}", writes_grads)
             elif name == "state_steps":
                 check_step(group, param, tensor, f"step of {what}")
+            elif name in EXPONENT_LISTS:
+                check_exponents(param, tensor, f"{LISTS[name]} of {what}")
             else:
-                check_state(param, tensor, f"{LISTS[name]} of {what}")
+                check_state(group, param, tensor, f"{LISTS[name]} of {what}")
         check_apart(group, i, writes_grads)
 
 
@@ -216,17 +220,39 @@ def _check_grad(param: Tensor, grad: Tensor, what: str, written: bool) -> None:
         check_allocated(grad, what)
 
 
-def check_state(param: Tensor, state: Tensor, what: str) -> None:
+def check_state(group: Group, param: Tensor, state: Tensor, what: str) -> None:
     """Raise RuntimeError where a moment does not fit its parameter, or cannot be written."""
     if not isinstance(state, Tensor):
         raise RuntimeError(f"{what} is a {type(state).__name__}, expected a tensor.")
     _check_like(param, state, what)
-    if not goes_with(param.dtype, state.dtype):
+    if group.exp_avg_exponents:
+        fits = takes_small_state(param.dtype) and state.dtype == torch.uint8
+    else:
+        small = group.options.stochastic_state and takes_small_state(param.dtype)
+        fits = goes_with(param.dtype, state.dtype) or (small and state.dtype == torch.bfloat16)
+    if not fits:
         raise RuntimeError(
             f"{what} has dtype {state.dtype}, expected {param.dtype}; was the parameter cast after"
             " the optimizer had made its state?"
         )
     _check_writable(state, what)
+
+
+def check_exponents(param: Tensor, exponents: Tensor, what: str) -> None:
+    """Raise RuntimeError where the exponents of codes do not fit them, or cannot be written."""
+    if not isinstance(exponents, Tensor):
+        raise RuntimeError(f"{what} is a {type(exponents).__name__}, expected a tensor.")
+    blocks = -(-param.numel() // BLOCK)
+    if exponents.dtype != torch.uint8 or exponents.shape != (blocks,):
+        raise RuntimeError(
+            f"{what} is of {exponents.dtype} and shape {tuple(exponents.shape)}, expected"
+            f" torch.uint8 and ({blocks},): a byte for each {BLOCK} elements."
+        )
+    if exponents.device != param.device:
+        raise RuntimeError(
+            f"{what} is on {exponents.device}, expected {param.device}, where the parameter is."
+        )
+    _check_writable(exponents, what)
 
 
 def check_step(group: Group, param: Tensor, step_t: Tensor, what: str) -> None:

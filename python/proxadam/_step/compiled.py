@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from .. import backends
 from .group import LISTS, Group
-from .options import NUMBERS, TYPES, Options
+from .options import NUMBERS, STATE_DTYPES, TYPES, Options
 
 _PLAIN = (Tensor, Parameter, FakeTensor)
 # How an option of each type goes through the op. Numbers go as tensors, see _as_tensor.
@@ -27,13 +27,20 @@ _OP_TYPES = {
     "bool": "bool",
     "bool | None": "bool?",
     "str": "str",
+    "int": "int",
 }
 _OPTIONS = {name: _OP_TYPES[kind] for name, kind in TYPES.items() if kind in _OP_TYPES}
 _SCHEMA = (
     "(Tensor(a!)[] params, {grads} grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs,"
-    " Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] state_steps, Tensor? grad_scale,"
-    f" Tensor? found_inf, str[] plain, {', '.join(f'{t} {n}' for n, t in _OPTIONS.items())}) -> ()"
+    " Tensor(e!)[] max_exp_avg_sqs, Tensor(g!)[] exp_avg_exponents,"
+    " Tensor(h!)[] exp_avg_sq_exponents, Tensor(f!)[] state_steps, Tensor? grad_scale,"
+    " Tensor? found_inf, int[] numbers, str? state_dtype, str[] plain,"
+    f" {', '.join(f'{t} {n}' for n, t in _OPTIONS.items())}) -> ()"
 )
+
+# A dtype goes through the op by its name.
+_NAMES = {dtype: None if dtype is None else str(dtype) for dtype in STATE_DTYPES}
+_STATE_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 _run: Any  # what the op does
 
@@ -63,7 +70,8 @@ def call_op(group: Group, grad_scale: Tensor | None, found_inf: Tensor | None) -
             options[name] = bool(options[name])
     op = torch.ops.proxadam.step if grad_scale is None else torch.ops.proxadam.unscale_and_step
     lists = [getattr(group, name) for name in LISTS]
-    op(*lists, grad_scale, found_inf, plain, *options.values())
+    state_dtype = _NAMES[group.options.state_dtype]
+    op(*lists, grad_scale, found_inf, group.numbers, state_dtype, plain, *options.values())
     return True
 
 
@@ -97,14 +105,16 @@ def define_op(step: Any) -> None:
 
     def run(*arguments: Any) -> None:
         lists, rest = arguments[: len(LISTS)], arguments[len(LISTS) :]
-        grad_scale, found_inf, plain, *given = rest
+        grad_scale, found_inf, numbers, state_dtype, plain, *given = rest
         values: dict[str, Any] = dict(zip(_OPTIONS, given, strict=True))
         for name in plain:  # these were numbers before they were put into the graph
             if values[name].is_cpu:
                 values[name] = values[name].item()
         # While it traces, torch.compile says True of all groups; their counters know.
         values["capturable"] = not any(step_t.is_cpu for step_t in lists[-1])
-        group = Group(**dict(zip(LISTS, lists, strict=True)), options=Options(**values))
+        values["state_dtype"] = _STATE_DTYPES[state_dtype]
+        named = dict(zip(LISTS, lists, strict=True))
+        group = Group(**named, numbers=list(numbers), options=Options(**values))
         with torch.no_grad():  # whether autograd lets it write was asked where the op was called
             step([group], grad_scale, found_inf)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .group import LISTS, Group
+from .group import EXPONENT_LISTS, LISTS, Group
+from .rounding_ops import BLOCK
 
 
 def to_local(group: Group, *, writes_grads: bool = False) -> Group:
@@ -40,6 +41,8 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
     local: dict[str, list[Any]] = {k: list(v) for k, v in lists if k != "state_steps"}
     columns = list(local.values())
     elsewhere = []
+    numbers = list(group.numbers)
+    offsets = group.offsets or [0] * len(numbers)
     for i, row in enumerate(zip(*columns, strict=True)):
         if type(row[0]) is not dtensor:
             continue  # a DTensor among its gradient and state is found by the checks
@@ -47,10 +50,13 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
         for placement in spec.placements:
             if placement.is_partial():
                 raise RuntimeError(_PARTIAL.format(what=group.name(i), is_=_described(row[0])))
+        if group.numbers:
+            numbers[i], offsets[i] = _place(row[0], numbers[i])
         for name, column, tensor in zip(local, columns, row, strict=True):
             distributed = type(tensor) is dtensor
+            blocks = name in EXPONENT_LISTS
             if distributed and (
-                tensor._spec is spec or _placement(tensor._spec) == _placement(spec)
+                tensor._spec is spec or _placement(tensor._spec, blocks) == _placement(spec, blocks)
             ):
                 column[i] = _shard(tensor)
             elif distributed and name == "grads" and tensor.shape == row[0].shape:
@@ -68,7 +74,7 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
                 " of it in place; call scaler.unscale_(optimizer) before the step."
             )
         local["grads"][i] = _redistributed(group.grads[i], group.params[i])
-    return replace(group, **local)  # type: ignore[arg-type]
+    return replace(group, **local, numbers=numbers, offsets=offsets)  # type: ignore[arg-type]
 
 
 def increment_versions(group: Group, local: Group, *, writes_grads: bool = False) -> None:
@@ -77,6 +83,76 @@ def increment_versions(group: Group, local: Group, *, writes_grads: bool = False
         increment_version(group.params)
         if writes_grads:
             increment_version(group.grads)
+
+
+def has_whole_blocks(tensor: Any) -> bool:
+    """Whether each rank has whole blocks of codes of a tensor, those that torch would deal to it.
+
+    The same on every rank. It is so for what is no DTensor, or replicated; and under one Shard(0)
+    if each shard begins with a block, and the blocks cut into as many chunks go with the shards.
+    """
+    if not is_dtensor(tensor):
+        return True
+    spec = tensor._spec
+    sharded = _sharded_dims(spec)
+    if not sharded:
+        return True
+    if not _is_cut_in_rows(spec):
+        return False
+    ranks = spec.mesh.shape[sharded[0]]
+    rows, numel = tensor.shape[0], tensor.numel()
+    blocks = -(-numel // BLOCK)
+    for rank in range(ranks):
+        begin, end = (i * (numel // rows) for i in _chunk(rows, ranks, rank))
+        first, last = _chunk(blocks, ranks, rank)
+        if first < last and (begin != first * BLOCK or -(-end // BLOCK) != last):
+            return False
+        if first == last and begin != end:
+            return False
+    return True
+
+
+def zero_exponents(param: Any) -> Tensor:
+    """Exponents for the blocks of a parameter that has not been stepped yet, placed as it is."""
+    local = shard(param)
+    blocks = local.new_zeros(-(-local.numel() // BLOCK), dtype=torch.uint8)
+    if not is_dtensor(param):
+        return blocks
+    return like(blocks, param, -(-param.numel() // BLOCK))
+
+
+def like(local: Tensor, other: Any, numel: int | None = None) -> Tensor:
+    """A rank's tensor as the shard of a DTensor placed as another; itself where that is none.
+
+    Args:
+        local: this rank's shard.
+        other: what has the placement, and the shape unless there is a ``numel``.
+        numel: elements of the whole, if it is of one dimension.
+    """
+    if not is_dtensor(other):
+        return local
+    shape, stride = (other.shape, other.stride()) if numel is None else ((numel,), (1,))
+    made: Tensor = _dtensor_type().from_local(
+        local,
+        other.device_mesh,
+        other.placements,
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=stride,
+    )
+    return made
+
+
+def are_alike(one: Any, other: Any) -> bool:
+    """Whether two tensors are placed alike, or both are no DTensors."""
+    if not (is_dtensor(one) and is_dtensor(other)):
+        return not (is_dtensor(one) or is_dtensor(other))
+    return _placement(one._spec) == _placement(other._spec)
+
+
+def shard(tensor: Any) -> Tensor:
+    """This rank's part of a DTensor; any other tensor as it is."""
+    return _shard(tensor) if is_dtensor(tensor) else tensor
 
 
 def is_dtensor(tensor: object) -> bool:
@@ -94,8 +170,49 @@ def _dtensor_type() -> Any:
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 
-def _placement(spec: Any) -> tuple[object, ...]:
-    return (spec.mesh, spec.placements, spec.tensor_meta.shape)
+def _placement(spec: Any, of_blocks: bool = False) -> tuple[object, ...]:
+    return (spec.mesh, spec.placements, None if of_blocks else spec.tensor_meta.shape)
+
+
+def _sharded_dims(spec: Any) -> list[int]:
+    """The mesh dimensions along which a tensor is cut."""
+    return [i for i, own in enumerate(spec.placements) if not own.is_replicate()]
+
+
+def _is_cut_in_rows(spec: Any) -> bool:
+    """Whether a DTensor is cut once, along its first dimension, and each shard is one stretch."""
+    cuts = [spec.placements[i] for i in _sharded_dims(spec)]
+    meta = spec.tensor_meta
+    contiguous = torch.empty(meta.shape, device="meta").stride() == tuple(meta.stride)
+    plain = len(cuts) == 1 and type(cuts[0]).__name__ == "Shard"  # _StridedShard is one too
+    return plain and cuts[0].is_shard(0) and contiguous
+
+
+def _chunk(size: int, chunks: int, index: int) -> tuple[int, int]:
+    """Where a chunk begins and ends, as torch.chunk deals them."""
+    each = -(-size // chunks)
+    return min(index * each, size), min((index + 1) * each, size)
+
+
+def _place(param: Any, number: int) -> tuple[int, int]:
+    """The number and the offset of a rank's shard, from which its random bits follow.
+
+    A shard that is one stretch of the whole draws what the whole would there. Any other one has a
+    number of its own: its place on the mesh, from 1, in the upper half.
+    """
+    spec = param._spec
+    sharded = _sharded_dims(spec)
+    coordinate = spec.mesh.get_coordinate()
+    if not sharded or coordinate is None:
+        return number, 0
+    if _is_cut_in_rows(spec):
+        rows = param.shape[0]
+        begin, _ = _chunk(rows, spec.mesh.shape[sharded[0]], coordinate[sharded[0]])
+        return number, begin * (param.numel() // max(rows, 1))
+    place = 0
+    for i in sharded:
+        place = place * spec.mesh.shape[i] + coordinate[i]
+    return number + ((place + 1) << 32), 0
 
 
 def _shard(tensor: Any) -> Tensor:

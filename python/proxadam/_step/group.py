@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .options import Options
@@ -16,16 +18,21 @@ LISTS = {
     "exp_avgs": "exp_avg",
     "exp_avg_sqs": "exp_avg_sq",
     "max_exp_avg_sqs": "max_exp_avg_sq",
+    "exp_avg_exponents": "exp_avg_exponent",
+    "exp_avg_sq_exponents": "exp_avg_sq_exponent",
     "state_steps": "step",
 }
+EXPONENT_LISTS = ("exp_avg_exponents", "exp_avg_sq_exponents")
 
 
 @dataclass(slots=True)
 class Group:
     """The arguments of one :func:`proxadam.prox_adam` call.
 
-    ``max_exp_avg_sqs`` is empty unless ``amsgrad``; the other lists have one entry a parameter.
-    The native modules read these attributes by name.
+    ``max_exp_avg_sqs`` is empty unless ``amsgrad``, and the exponents are unless the moments are
+    codes; the other lists of tensors have one entry a parameter. ``numbers`` and ``offsets`` say
+    what the elements draw that are rounded by chance (:mod:`proxadam._step.rounding_ops`): 0
+    where they are empty. The native modules read these attributes by name.
     """
 
     params: list[Tensor]
@@ -35,6 +42,40 @@ class Group:
     max_exp_avg_sqs: list[Tensor]
     state_steps: list[Tensor]
     options: Options
+    exp_avg_exponents: list[Tensor] = field(default_factory=list)
+    exp_avg_sq_exponents: list[Tensor] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, options: Options) -> Group:
+        """A group without parameters, for :meth:`all_lists` to be filled."""
+        return cls([], [], [], [], [], [], options)
+
+    def all_lists(self) -> tuple[Any, ...]:
+        """Every list of tensors, in the order of :data:`LISTS`, and the numbers."""
+        return *(getattr(self, name) for name in LISTS), self.numbers
+
+    def state_lists(self) -> tuple[list[Tensor], ...]:
+        """The lists of state: steps and maxima, moments, and the exponents of these."""
+        moments = self.exp_avgs, self.exp_avg_sqs
+        exponents = self.exp_avg_exponents, self.exp_avg_sq_exponents
+        return self.state_steps, self.max_exp_avg_sqs, *moments, *exponents
+
+    def by_format(self) -> list[Group]:
+        """The group in two, where the moments of some parameters are codes and others' are not.
+
+        The exponents are those of the first kind, in order.
+        """
+        if not self.exp_avg_exponents:
+            return [self]
+        coded = [i for i, codes in enumerate(self.exp_avgs) if codes.dtype == torch.uint8]
+        others = [i for i, codes in enumerate(self.exp_avgs) if codes.dtype != torch.uint8]
+        exponents = self.exp_avg_exponents, self.exp_avg_sq_exponents
+        self.exp_avg_exponents, self.exp_avg_sq_exponents = [], []
+        found = self.take(coded) if others else self
+        found.exp_avg_exponents, found.exp_avg_sq_exponents = exponents
+        return [found, self.take(others)] if others else [found]
 
     def check(self) -> None:
         """Raise where an option is out of range, or the lists differ in length.
@@ -43,9 +84,8 @@ class Group:
             TypeError, ValueError, RuntimeError: see :meth:`Options.check`.
         """
         count = len(self.params)
-        for name in LISTS:
-            tensors = getattr(self, name)
-            if len(tensors) != count and (self.options.amsgrad or name != "max_exp_avg_sqs"):
+        for tensors in self.lists().values():
+            if len(tensors) != count:
                 raise ValueError(
                     f"expected a gradient, moments and a step for each of {count}"
                     f" params, got a list of {len(tensors)}"
@@ -61,10 +101,12 @@ class Group:
         return f"parameter {index}{shape}"
 
     def lists(self) -> dict[str, list[Tensor]]:
-        """The lists by their names, without ``max_exp_avg_sqs`` where there are none."""
+        """The lists of tensors by their names, without those that the group does not have."""
         lists = {name: getattr(self, name) for name in LISTS}
         if not self.options.amsgrad:
             del lists["max_exp_avg_sqs"]
+        if not self.exp_avg_exponents:
+            del lists["exp_avg_exponents"], lists["exp_avg_sq_exponents"]
         return lists
 
     def of(self, index: int) -> dict[str, Tensor]:
@@ -73,5 +115,12 @@ class Group:
 
     def take(self, indices: Sequence[int]) -> Group:
         """The same options over some of the parameters."""
-        lists = {name: [tensors[i] for i in indices] for name, tensors in self.lists().items()}
-        return Group(**{"max_exp_avg_sqs": [], **lists}, options=self.options)
+        lists: dict[str, list[Any]] = {**self.lists(), **self._integers()}
+        taken: dict[str, Any] = {
+            name: [entries[i] for i in indices] for name, entries in lists.items()
+        }
+        return replace(self, **{"max_exp_avg_sqs": [], **taken})
+
+    def _integers(self) -> dict[str, list[int]]:
+        lists = {name: getattr(self, name) for name in ("numbers", "offsets")}
+        return {name: entries for name, entries in lists.items() if entries}

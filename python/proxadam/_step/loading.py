@@ -12,15 +12,35 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import dtensor
-from .checks import check_allocated, check_apart, check_betas, check_state, check_step
-from .group import LISTS, Group
-from .options import IMPLEMENTATION, NUMBERS, Options
-from .state import MAX_EXP_AVG_SQ, MOMENTS, Format, as_step, max_exp_avg_sq
+from .checks import (
+    check_allocated,
+    check_apart,
+    check_betas,
+    check_exponents,
+    check_state,
+    check_step,
+)
+from .group import EXPONENT_LISTS, LISTS, Group
+from .options import EIGHT_BITS, FORMAT, IMPLEMENTATION, NUMBERS, Options
+from .rounding_ops import BLOCK
+from .state import (
+    CODES,
+    EXPONENTS,
+    FORMATS,
+    MAX_EXP_AVG_SQ,
+    MOMENTS,
+    NUMBER,
+    Format,
+    as_step,
+    encoded,
+    max_exp_avg_sq,
+    moment,
+)
 
 
 def prepared(
     optimizer: Optimizer, loaded: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[Tensor, dict[str, Tensor]]]:
+) -> tuple[dict[str, Any], dict[Tensor, dict[str, Any]]]:
     """A state dict for this optimizer, made from one that another may have saved.
 
     Args:
@@ -29,8 +49,8 @@ def prepared(
 
     Returns:
         The same with, in each group, the options that the saved one has not heard of and the
-        implementation that the group has chosen; and the state of each parameter, to be put in
-        again behind torch, which casts float32 moments to 16 bits.
+        implementation and the format that the group has chosen; and the state of each parameter,
+        to be put in again behind torch, which casts moments and codes to the parameter's dtype.
 
     Raises:
         ValueError: what was loaded is no state dict, or no step could be taken from it. The message
@@ -40,10 +60,10 @@ def prepared(
     # torch reports groups of another number or length itself
     pairs = list(zip(optimizer.param_groups, saved_groups, strict=False))
     groups: list[dict[str, Any]] = []
-    states: dict[Tensor, dict[str, Tensor]] = {}
+    states: dict[Tensor, dict[str, Any]] = {}
     entries = dict(loaded["state"])
     for i, (own, saved) in enumerate(pairs):
-        chosen = {name: own[name] for name in IMPLEMENTATION}
+        chosen = {name: own[name] for name in (*IMPLEMENTATION, *FORMAT)}
         group = {name: own[name] for name in optimizer.defaults} | saved | chosen
         params = dict(zip(saved["params"], own["params"], strict=False))
         try:
@@ -58,7 +78,8 @@ def prepared(
         groups.append(group)
         for index, state in made.items():
             states[params[index]] = state
-            entries[index] = {**entries[index], **state}
+            kept = {k: v for k, v in entries[index].items() if k not in FORMATS}
+            entries[index] = kept | state
     rest = saved_groups[len(pairs) :]
     return {**loaded, "state": entries, "param_groups": groups + rest}, states
 
@@ -81,29 +102,82 @@ def _groups_of(loaded: Mapping[str, Any]) -> list[Any]:
 
 def _state_of(
     param: Tensor, group: Mapping[str, Any], loaded: Any, index: object
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The loaded state of a parameter in the formats and on the devices where it is kept."""
-    for name in ("step", *MOMENTS):
+    coded = isinstance(loaded, dict) and CODES[0] in loaded and MOMENTS[0] not in loaded
+    for name in ("step", *(CODES + EXPONENTS if coded else MOMENTS)):
         if not isinstance(loaded, dict) or name not in loaded:
             raise ValueError(
                 f"the loaded state of parameter {index} has no {name!r}, expected step, exp_avg"
                 " and exp_avg_sq; was it saved by another kind of optimizer?"
             )
-    dtype = Format.of(param, group["state_dtype"]).dtype
-    state = {"step": _step_of(param, group, loaded["step"], index)}
+    kept = Format.of(param, group["state_dtype"])
+    state: dict[str, Any] = {"step": _step_of(param, group, loaded["step"], index)}
+    if NUMBER in loaded:
+        state[NUMBER] = _number_of(loaded[NUMBER], index)
+    if coded and kept.coded:
+        return state | _codes_of(param, loaded, index)
+    moments = {**loaded, **_decoded(param, loaded, index)} if coded else loaded
     for name in (*MOMENTS, MAX_EXP_AVG_SQ):
-        if name not in loaded:
+        if name not in moments or (kept.coded and name == MAX_EXP_AVG_SQ):
             continue
         what = f"the loaded {name} of parameter {index}"
         looked_at = name != MAX_EXP_AVG_SQ or group["amsgrad"]
         with contextlib.nullcontext() if looked_at else contextlib.suppress(Exception):
-            moment = _readable(loaded[name], param, what)
-            if moment.is_complex() != param.is_complex():
-                raise ValueError(f"{what} has dtype {moment.dtype} and the parameter {param.dtype}")
-            state[name] = moment.to(param.device, dtype)
+            found = _readable(moments[name], param, what)
+            if found.is_complex() != param.is_complex():
+                raise ValueError(f"{what} has dtype {found.dtype} and the parameter {param.dtype}")
+            if kept.coded:
+                state |= _encoded(param, found.to(param.device), name, what)
+            else:
+                state[name] = found.to(param.device, kept.dtype)
     if group["amsgrad"]:
         max_exp_avg_sq(state, None)
     return state
+
+
+def _codes_of(param: Tensor, loaded: Mapping[str, Any], index: object) -> dict[str, Tensor]:
+    """The loaded codes and exponents of a parameter, where it is."""
+    blocks = -(-param.numel() // BLOCK)
+    codes = {}
+    for name in CODES + EXPONENTS:
+        what = f"the loaded {name} of parameter {index}"
+        tensor = _readable(loaded[name], param, what)
+        shape = param.shape if name in CODES else torch.Size([blocks])
+        if tensor.dtype != torch.uint8 or tensor.shape != shape:
+            raise ValueError(
+                f"{what} is of {tensor.dtype} and shape {tuple(tensor.shape)}, expected torch.uint8"
+                f" and {tuple(shape)}"
+            )
+        codes[name] = tensor.to(param.device)
+    return codes
+
+
+def _decoded(param: Tensor, loaded: Mapping[str, Any], index: object) -> dict[str, Tensor]:
+    codes = _codes_of(param, loaded, index)
+    return {name: moment(codes, name) for name in MOMENTS}
+
+
+def _encoded(param: Tensor, values: Tensor, name: str, what: str) -> dict[str, Tensor]:
+    if values.shape != param.shape or not dtensor.are_alike(values, param):
+        raise ValueError(
+            f"{what} has shape {tuple(values.shape)}, expected {tuple(param.shape)} and the"
+            " parameter's shards"
+        )
+    place = MOMENTS.index(name)
+    like, exponents = Format.of(param, EIGHT_BITS).zeros(param), dtensor.zero_exponents(param)
+    found = encoded(values, name, like, exponents)
+    return dict(zip((CODES[place], EXPONENTS[place]), found, strict=True))
+
+
+def _number_of(number: Any, index: object) -> int:
+    number = number.item() if isinstance(number, Tensor) and number.numel() == 1 else number
+    if type(number) is not int or not 0 <= number < 1 << 31:
+        raise ValueError(
+            f"the loaded {NUMBER} of parameter {index} is {number!r}, expected a place among the"
+            " parameters"
+        )
+    return number
 
 
 def _step_of(param: Tensor, group: Mapping[str, Any], step: Any, index: object) -> Tensor:
@@ -149,11 +223,20 @@ def _check_steps(
     for name in ("lr", "eps", "weight_decay"):
         if not float(getattr(options, name)) >= 0:
             raise ValueError(f"Invalid {name} value: {getattr(options, name)}, expected ≥ 0")
+    for coded in (False, True):
+        alike = {i: row for i, row in rows.items() if (CODES[0] in row[1]) == coded}
+        _check_step_of(options, alike, CODES + EXPONENTS if coded else MOMENTS)
+
+
+def _check_step_of(
+    options: Options,
+    rows: Mapping[Any, tuple[Tensor, dict[str, Tensor]]],
+    names: tuple[str, ...],
+) -> None:
     params = [param for param, _ in rows.values()]
-    states = [state for _, state in rows.values()]
-    names = list(LISTS.items())[2:]
-    lists = {key: [state[name] for state in states if name in state] for key, name in names}
-    whole = Group(params, params, **lists, options=options)  # no gradients yet
+    whole = Group(params, params, [], [], [], [], options)  # no gradients yet
+    for name, tensors in zip(("step", MAX_EXP_AVG_SQ, *names), whole.state_lists(), strict=False):
+        tensors.extend(state[name] for _, state in rows.values() if name in state)
     # With a beta of 1 there is no first step either.
     check_betas(replace(whole, state_steps=[*whole.state_steps, torch.zeros(())]))
     local = dtensor.to_local(whole)
@@ -162,6 +245,8 @@ def _check_steps(
             what = f"the loaded {LISTS[name]} of parameter {index}"
             if name == "state_steps":
                 check_step(local, local.params[i], tensor, what)
+            elif name in EXPONENT_LISTS:
+                check_exponents(local.params[i], tensor, what)
             elif name not in ("params", "grads"):
-                check_state(local.params[i], tensor, what)
+                check_state(local, local.params[i], tensor, what)
         check_apart(local, i, writes_grads=False)

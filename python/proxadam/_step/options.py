@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 METRICS = ("adaptive", "euclidean")
+EIGHT_BITS = "8bit"
+STATE_DTYPES = (None, torch.float32, torch.bfloat16, EIGHT_BITS)
+SMALL = (torch.bfloat16, EIGHT_BITS)  # what is rounded by chance
 TENSOR_LR = "lr as a Tensor is not supported for capturable=False and foreach=True"
 
 
@@ -40,11 +43,22 @@ def _metric(name: str, value: object) -> None:
 
 
 def _state_dtype(name: str, value: object) -> None:
-    if value not in (None, torch.float32):
-        raise ValueError(f"Invalid {name}: {value}, expected torch.float32 or None")
+    if value not in STATE_DTYPES:
+        raise ValueError(f"Invalid {name}: {value!r}, expected one of {STATE_DTYPES}")
+
+
+def _stochastic_rounding(name: str, value: object) -> None:
+    if value not in (None, True, False):
+        raise ValueError(f"Invalid {name}: {value!r}, expected True, False or None")
+
+
+def _seed(name: str, value: object) -> None:
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"Invalid {name}: {value!r}, expected an integer from 0 to 2**63 - 1")
 
 
 _IMPLEMENTATION = {"implementation": True}  # how a step is taken: the instance's own choice
+_FORMAT = {"format": True}  # how numbers are kept: the instance's own choice too
 
 
 @dataclass(slots=True)
@@ -66,7 +80,13 @@ class Options:
     metric: str = field(default="adaptive", metadata={"check": _metric})
     l1_knee: float | Tensor = field(default=math.inf, metadata={"check": _above_zero})
     max_shrink: float | Tensor = field(default=10.0, metadata={"check": _at_least_one})
-    state_dtype: torch.dtype | None = field(default=None, metadata={"check": _state_dtype})
+    state_dtype: torch.dtype | str | None = field(
+        default=None, metadata={"check": _state_dtype, **_FORMAT}
+    )
+    stochastic_rounding: bool | None = field(
+        default=None, metadata={"check": _stochastic_rounding, **_FORMAT}
+    )
+    seed: int = field(default=0, metadata={"check": _seed, **_FORMAT})
     keep_zeros: bool = False
     decoupled_weight_decay: bool = False
     maximize: bool = False
@@ -90,6 +110,18 @@ class Options:
     def euclidean(self) -> bool:
         """The metric, as the native modules read it."""
         return self.metric == "euclidean"
+
+    @property
+    def stochastic_state(self) -> bool:
+        """Whether moments in bfloat16 or 8 bits are rounded by chance."""
+        return self.state_dtype in SMALL
+
+    @property
+    def stochastic_params(self) -> bool:
+        """Whether 16-bit parameters are rounded by chance."""
+        if self.stochastic_rounding is None:
+            return self.stochastic_state
+        return self.stochastic_rounding
 
     @property
     def has_prox(self) -> bool:
@@ -133,6 +165,8 @@ class Options:
             value = getattr(self, name)
             if type(value) is float or not unread(value):
                 check(name, value)
+        if self.state_dtype is not None:
+            check_small_state(self.state_dtype, self.amsgrad, self.differentiable)
 
     def check_listwise(self) -> None:
         """Raise torch's errors for what it does not take where it takes lists."""
@@ -150,6 +184,7 @@ class Options:
 TYPES: dict[str, str] = {option.name: str(option.type) for option in fields(Options)}
 NUMBERS = tuple(name for name, kind in TYPES.items() if kind == "float | Tensor")
 IMPLEMENTATION = tuple(o.name for o in fields(Options) if "implementation" in o.metadata)
+FORMAT = tuple(o.name for o in fields(Options) if "format" in o.metadata)
 _CHECKS = {o.name: o.metadata["check"] for o in fields(Options) if "check" in o.metadata}
 _OWN_KEYS = tuple(name for name in TYPES if name not in ("beta1", "beta2"))  # lr is the first
 
@@ -181,6 +216,21 @@ def check_group(group: Mapping[str, Any]) -> None:
         value = _number(name, group[name]) if name in NUMBERS else group[name]
         if not unread(value):
             check(name, value)
+    check_small_state(*(group[name] for name in ("state_dtype", "amsgrad", "differentiable")))
+
+
+def check_small_state(state_dtype: object, amsgrad: bool, differentiable: bool) -> None:
+    """Raise ValueError where an option does not go with moments in bfloat16 or 8 bits."""
+    if state_dtype == EIGHT_BITS and amsgrad:
+        raise ValueError(
+            f"state_dtype={EIGHT_BITS!r} does not support amsgrad=True, whose maximum has no code;"
+            " use state_dtype=torch.bfloat16."
+        )
+    if state_dtype in SMALL and differentiable:
+        raise ValueError(
+            f"state_dtype={state_dtype!r} does not support differentiable=True, for rounding by"
+            " chance has no derivative; use state_dtype=None."
+        )
 
 
 def check_arguments(
@@ -223,7 +273,7 @@ def check_arguments(
     for i, beta in enumerate(betas):
         if isinstance(beta, Tensor) and listwise:
             raise ValueError(TENSOR_LR.replace("lr", f"betas[{i}]", 1))
-    check_group(own)
+    check_group({**own, "differentiable": differentiable})
     if fused and differentiable:
         raise RuntimeError("`fused` does not support `differentiable`")
     if fused and foreach:

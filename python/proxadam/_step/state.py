@@ -1,22 +1,35 @@
 """The state of a parameter: its names, its formats, how it is made and undone.
 
-The names are those of torch.optim.Adam. A state that is kept otherwise, in a dtype of its own,
-with exponents for each block beside the moments, or with a seed, is one more :class:`Format`.
+The names are those of torch.optim.Adam. Moments in codes have names of their own: torch would cast
+codes to floats, and train on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
+from . import dtensor, rounding_ops
+from .options import EIGHT_BITS, SMALL
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_EXP_AVG_SQ = "max_exp_avg_sq"  # with amsgrad alone
+CODES = ("exp_avg_code", "exp_avg_sq_code")  # in the place of the moments, in 8 bits
+EXPONENTS = ("exp_avg_exponent", "exp_avg_sq_exponent")  # of their blocks
+# What tells a parameter's random bits from another's, where there are some: its place among all
+# parameters of the optimizer when this was asked for first.
+NUMBER = "number"
+FORMATS = (*MOMENTS, MAX_EXP_AVG_SQ, *CODES, *EXPONENTS)  # what depends on the format
+
+# Tensors with fewer elements, or with one dimension, are not worth codes, and suffer most by them.
+CODED_NUMEL = 4096
 
 NARROW = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *NARROW, torch.complex64, torch.complex128)
@@ -28,32 +41,111 @@ def goes_with(param: torch.dtype, other: torch.dtype) -> bool:
     return other == param or (param in NARROW and other == torch.float32)
 
 
+def takes_small_state(dtype: torch.dtype) -> bool:
+    """Whether moments of such a parameter may be kept in bfloat16 or 8 bits."""
+    return dtype == torch.float32 or dtype in NARROW
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """How the moments of a parameter are kept.
 
     Attributes:
-        dtype: of the moments.
+        dtype: of the moments; uint8 is that of codes.
     """
 
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, param: Tensor, state_dtype: torch.dtype | None) -> Format:
-        """The parameter's own dtype, or float32 where that is asked for and wider."""
-        wide = state_dtype is not None and goes_with(param.dtype, state_dtype)
-        return cls(state_dtype if wide and state_dtype is not None else param.dtype)
+    def of(cls, param: Tensor, state_dtype: torch.dtype | str | None) -> Format:
+        """What a parameter takes where ``state_dtype`` is asked for, the same on every rank.
+
+        Its own dtype, unless it is wider than that; and of 8 bits what is large enough for them.
+
+        Raises:
+            ValueError: 8 bits for a parameter in float64 or a complex dtype.
+        """
+        if state_dtype == EIGHT_BITS:
+            check_takes_codes(param)
+            if param.numel() < CODED_NUMEL or param.ndim < 2:
+                return cls(torch.float32)
+            return cls(torch.uint8 if dtensor.has_whole_blocks(param) else torch.bfloat16)
+        small = state_dtype == torch.bfloat16 and takes_small_state(param.dtype)
+        wide = isinstance(state_dtype, torch.dtype) and goes_with(param.dtype, state_dtype)
+        return cls(state_dtype if small or wide else param.dtype)  # type: ignore[arg-type]
+
+    @property
+    def coded(self) -> bool:
+        """Whether the moments are codes."""
+        return self.dtype == torch.uint8
 
     def zeros(self, param: Tensor) -> Tensor:
         """A moment of a parameter that has not been stepped yet."""
         return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
 
 
-def new_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+def check_takes_codes(param: Tensor) -> None:
+    """Raise ValueError for a parameter whose moments cannot be kept in 8 bits."""
+    if not takes_small_state(param.dtype):
+        raise ValueError(
+            f"state_dtype={EIGHT_BITS!r} takes parameters in float32, bfloat16 and float16, got one"
+            f" in {param.dtype}; put it into a group with state_dtype=None."
+        )
+
+
+def new_state(param: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a parameter before its first step, in torch's order."""
     kept = Format.of(param, group["state_dtype"])
+    step_t = new_step(param, group)
+    if kept.coded:
+        codes = {name: kept.zeros(param) for name in CODES}
+        exponents = {name: dtensor.zero_exponents(param) for name in EXPONENTS}
+        return {"step": step_t, **codes, **exponents}
     names = (*MOMENTS, MAX_EXP_AVG_SQ) if group["amsgrad"] else MOMENTS
-    return {"step": new_step(param, group), **{name: kept.zeros(param) for name in names}}
+    return {"step": step_t, **{name: kept.zeros(param) for name in names}}
+
+
+def rounds_by_chance(group: Mapping[str, Any]) -> bool:
+    """Whether anything of a group is rounded so, and needs a number."""
+    return group["state_dtype"] in SMALL or bool(group["stochastic_rounding"])
+
+
+def decoded(codes: Tensor, exponents: Tensor, name: str) -> Tensor:
+    """A moment in float32 from its codes, placed as they are.
+
+    Args:
+        codes: uint8, of the parameter's shape; a DTensor where that is one.
+        exponents: uint8, a byte for each 256 elements; likewise.
+        name: the moment's, one of :data:`MOMENTS`.
+    """
+    moment = rounding_ops.FIRST if name == MOMENTS[0] else rounding_ops.SECOND
+    local = dtensor.shard(codes)
+    in_memory = rounding_ops.InMemory(local)
+    flat = rounding_ops.decode(moment, in_memory.flat(local), dtensor.shard(exponents))
+    return dtensor.like(in_memory.shaped(flat, local), codes)
+
+
+def encoded(values: Tensor, name: str, like: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, to the nearest, of a moment in floats; placed as ``like`` and ``exponents`` are.
+
+    Raises:
+        ValueError: a second moment that is negative.
+    """
+    moment = rounding_ops.FIRST if name == MOMENTS[0] else rounding_ops.SECOND
+    local = dtensor.shard(like)
+    in_memory = rounding_ops.InMemory(local)
+    flat = in_memory.flat(dtensor.shard(values).to(torch.float32))
+    codes, its_exponents = rounding_ops.encode(moment, flat)
+    shaped = in_memory.shaped(codes, local)
+    return dtensor.like(shaped, like), dtensor.like(its_exponents, exponents)
+
+
+def moment(state: Mapping[str, Any], name: str) -> Tensor:
+    """A moment of a parameter's state, by torch's name: as it is kept, or decoded to float32."""
+    if name in state:
+        return state[name]  # type: ignore[no-any-return]
+    place = MOMENTS.index(name)
+    return decoded(state[CODES[place]], state[EXPONENTS[place]], name)
 
 
 def new_step(param: Tensor, group: Mapping[str, Any], value: float = 0.0) -> Tensor:
@@ -78,6 +170,28 @@ def max_exp_avg_sq(state: dict[str, Tensor], made: Made | None) -> Tensor:
     if MAX_EXP_AVG_SQ not in state:
         put(state, MAX_EXP_AVG_SQ, torch.zeros_like(state["exp_avg_sq"]), made)
     return state[MAX_EXP_AVG_SQ]
+
+
+class Numbers:
+    """Gives parameters their numbers.
+
+    Args:
+        groups: all of the optimizer.
+    """
+
+    def __init__(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        self._groups = groups
+
+    @cached_property
+    def _places(self) -> dict[Tensor, int]:
+        params = (param for group in self._groups for param in group["params"])
+        return {param: i for i, param in enumerate(params)}
+
+    def of(self, param: Tensor, state: dict[str, Any], made: Made | None) -> int:
+        """A parameter's number, which from now on is in its state."""
+        if NUMBER not in state:
+            put(state, NUMBER, self._places[param], made)
+        return state[NUMBER]  # type: ignore[no-any-return]
 
 
 class Made(list[tuple[Any, Any]]):

@@ -1,8 +1,9 @@
 """The step on torch ops: torch's own functional ``adam``, and the prox behind it.
 
 So it has torch's bits where l1 = l2 = 0. ``lr`` = 0 leaves the parameters as they are, to the bit.
-16-bit tensors are computed in float32 and rounded once. What comes here has been checked: ``adam``
-counts before it can raise, so it is given copies of the counters, and these are advanced last.
+16-bit tensors and codes are computed in float32 and rounded once. What comes here has been checked:
+``adam`` counts before it can raise, so it is given copies of the counters, and these are advanced
+last.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,27 +23,28 @@ from torch.optim.adam import adam
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from ..prox import log_slope
-from . import prox_ops
+from . import prox_ops, stored
 from .group import Group
 from .options import TYPES, Options, unread
+from .rounding_ops import BLOCK
+from .stored import Row, rows_of
 
 # Elements of CPU tensors taken at a time: what two dozen elementwise passes touch stays in cache.
 # Measured; with fewer, calls weigh more, and waiting for all threads at the end of each op.
 BLOCK_NUMEL = 1 << 18
 
 _ADAMS = [name for name in inspect.signature(adam).parameters if name in TYPES]
-_Row = tuple[Tensor, ...]  # param, grad, exp_avg, exp_avg_sq, with amsgrad its maximum, step
 
 
 def step(group: Group, grad_scale: Tensor | None = None) -> None:
     """Update a checked group in place; its gradients are divided by ``grad_scale``, in place."""
     traced = torch.compiler.is_compiling()
-    lists = group.lists()
     if grad_scale is not None:
         scale, grads = grad_scale.squeeze(), _upcast(group.grads)
-        lists["grads"] = [grad / scale.to(grad.device, non_blocking=True) for grad in grads]
-        _write(group.grads, lists["grads"], foreach=False)
-    rows: list[_Row] = list(zip(*lists.values(), strict=True))
+        unscaled = [grad / scale.to(grad.device, non_blocking=True) for grad in grads]
+        _write(group.grads, unscaled, foreach=False)
+        group = replace(group, grads=unscaled)
+    rows = rows_of(group)
     kinds = defaultdict(list)
     for row in rows:
         kinds[_kind(row)].append(row)
@@ -49,13 +52,14 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
     # The others in list order: they may share memory.
     for together in [*(kinds[k] for k in listed), *([r] for r in rows if _kind(r) not in listed)]:
         foreach = _kind(together[0]) in listed
-        whole = traced or group.options.differentiable or not all(map(_is_plain, together[0]))
-        if not whole and (foreach or together[0][0].numel() > BLOCK_NUMEL):
+        plain = all(map(_is_plain, (*together[0].tensors, together[0].step)))
+        whole = traced or group.options.differentiable or not plain
+        if not whole and (foreach or together[0].numel > BLOCK_NUMEL):
             torch.empty(8 * BLOCK_NUMEL)  # glibc keeps as much as was ever freed at once
         for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
             _update(group.options, block, foreach, whole, traced)
         if not traced:  # a number would be wrapped into a tensor once for each of them
-            steps = [row[-1] for row in together]
+            steps = [row.step for row in together]
             torch._foreach_add_(steps, torch.ones((), device=steps[0].device))
 
 
@@ -75,9 +79,10 @@ def rehearse(group: Group, grad_scale: Tensor | None = None) -> None:
             step(copies, grad_scale)
 
 
-def _kind(row: _Row) -> tuple[Any, ...]:
+def _kind(row: Row) -> tuple[Any, ...]:
     """What rows have in common that may go through one list."""
-    return row[0].device, row[0].dtype, row[2].dtype
+    param, _, exp_avg = row.tensors[:3]
+    return param.device, param.dtype, exp_avg.dtype
 
 
 def _has_own_ops(kind: type) -> bool:
@@ -85,8 +90,8 @@ def _has_own_ops(kind: type) -> bool:
     return not own.isdisjoint(("__torch_function__", "__torch_dispatch__"))
 
 
-def _uses_foreach(options: Options, rows: list[_Row], traced: bool) -> bool:
-    params = [row[0] for row in rows]
+def _uses_foreach(options: Options, rows: list[Row], traced: bool) -> bool:
+    params = [row.tensors[0] for row in rows]
     if options.has_prox and params[0].is_complex():
         return False
     foreach = options.foreach
@@ -94,10 +99,11 @@ def _uses_foreach(options: Options, rows: list[_Row], traced: bool) -> bool:
         _, foreach = _default_to_fused_or_foreach(params, options.differentiable, use_fused=False)
         in_tensors = any(isinstance(v, Tensor) for v in (options.lr, options.beta1, options.beta2))
         foreach = foreach and (options.capturable or not in_tensors)
-        written = [id(tensor) for param, _, *state in rows for tensor in (param, *state)]
+        kept = [(row.tensors[0], *row.tensors[2:], row.step) for row in rows]
+        written = [id(tensor) for tensors in kept for tensor in tensors]
         foreach = foreach and len(written) == len({*written})
     # torch writes no list that has a lazily negated view in it; a compiler cannot be asked.
-    return foreach and (traced or not any(tensor.is_neg() for row in rows for tensor in row))
+    return foreach and (traced or not any(t.is_neg() for row in rows for t in row.tensors))
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -106,29 +112,43 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, Parameter) and tensor.is_cpu and not odd
 
 
-def _blocks(rows: list[_Row], limit: int) -> Iterator[list[_Row]]:
+def _blocks(rows: list[Row], limit: int) -> Iterator[list[Row]]:
     """Cut contiguous rows into pieces and hand these out, about ``limit`` elements at a time."""
-    block: list[_Row] = []
+    block: list[Row] = []
     numel = 0
-    for *tensors, step_t in rows:
-        cut = tensors[0].numel() > limit and all(t.is_contiguous() for t in tensors)
-        pieces = zip(*(t.view(-1).split(limit) for t in tensors), strict=True) if cut else [tensors]
-        for piece in pieces:
-            if block and numel + piece[0].numel() > limit:
+    for row in rows:
+        for piece in _pieces(row, limit):
+            if block and numel + piece.numel > limit:
                 yield block
                 block, numel = [], 0
-            block.append((*piece, step_t))
-            numel += piece[0].numel()
+            block.append(piece)
+            numel += piece.numel
     if block:
         yield block
 
 
-def _update(options: Options, rows: list[_Row], foreach: bool, whole: bool, traced: bool) -> None:
+def _pieces(row: Row, limit: int) -> list[Row]:
+    limit = -(-limit // BLOCK) * BLOCK if row.exponents else limit
+    if row.numel <= limit or not all(t.is_contiguous() for t in row.tensors):
+        return [row]
+    cut = list(zip(*(t.view(-1).split(limit) for t in row.tensors), strict=True))
+    blocks = [e.split(limit // BLOCK) for e in row.exponents]
+    exponents = list(zip(*blocks, strict=True)) if blocks else [()] * len(cut)
+    return [
+        replace(row, tensors=tensors, exponents=of, offset=row.offset + i * limit)
+        for i, (tensors, of) in enumerate(zip(cut, exponents, strict=True))
+    ]
+
+
+def _update(options: Options, rows: list[Row], foreach: bool, whole: bool, traced: bool) -> None:
     """Adam and the prox on tensors of one kind, all but the counters."""
-    params, grads, *moments, steps = map(list, zip(*rows, strict=True))
+    params, grads, *moments = map(list, zip(*(row.tensors for row in rows), strict=True))
+    steps = [row.step for row in rows]
     asked = unread(options.lr)  # only the device knows whether lr is 0
     moves = options.differentiable or asked or options.lr != 0
     working = [_upcast(tensors) for tensors in (params, grads, *moments)]
+    if rows[0].exponents:
+        working[2:] = map(list, zip(*map(stored.decoded, rows), strict=True))
     if options.differentiable:  # the backward pass needs them as they are; the next step overwrites
         working[2:] = [[tensor.clone() for tensor in tensors] for tensors in working[2:]]
     if asked or not moves:
@@ -157,10 +177,15 @@ def _update(options: Options, rows: list[_Row], foreach: bool, whole: bool, trac
         prox_(options, working[0], working[-1], roots, slopes)
     for weight, zero in zip(working[0] if zeros else [], zeros, strict=True):
         weight.masked_fill_(zero, 0.0)
-    for tensors, computed in zip(moments, working[2:], strict=True):
-        _write(tensors, computed, foreach)
+    chances = [stored.Chance(options, row, step_t) for row, step_t in zip(rows, steps, strict=True)]
+    if rows[0].exponents or chances[0].rounds_state:
+        for chance, *values in zip(chances, *working[2:], strict=True):
+            chance.write_state(values)
+    else:
+        for tensors, computed in zip(moments, working[2:], strict=True):
+            _write(tensors, computed, foreach)
     if moves and (asked or working[0][0] is not params[0]):
-        rounded = [w.to(p.dtype) for p, w in zip(params, working[0], strict=True)]
+        rounded = [chance.param(w) for chance, w in zip(chances, working[0], strict=True)]
         if options.has_prox:  # float16 may have rounded a tiny negative value to −0.0
             rounded = [value + 0.0 for value in rounded]
         if asked:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..._step.state import moment
 from ..reading import Pieces, Sharding, chunks, number_if_on_cpu, sharding_of
 
 # d is multiplied by it before its root is taken, so that no weight's score underflows; the largest
@@ -36,13 +38,12 @@ class Scored:
     lr_ratio: Any
     first: int
 
-    @property
+    @cached_property  # codes are decoded once an update
     def moment(self) -> Tensor | None:
         """The second moment that d is made of; None where the score needs none."""
         if self.state is None or self.group.get("metric") == "euclidean":
             return None
-        moment: Tensor = self.state["max_exp_avg_sq" if self.group["amsgrad"] else "exp_avg_sq"]
-        return moment
+        return moment(self.state, "max_exp_avg_sq" if self.group["amsgrad"] else "exp_avg_sq")
 
     @property
     def sharding(self) -> Sharding:

@@ -1,0 +1,128 @@
+"""The tensors of a step on torch ops: how they are read, and rounded as they are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .group import EXPONENT_LISTS, Group
+from .options import Options
+from .rounding_ops import (
+    FIRST,
+    SECOND,
+    TO_NEAREST,
+    Draws,
+    InMemory,
+    decode,
+    encode,
+    tensor_key,
+    to_16_bits,
+)
+
+
+@dataclass(slots=True)
+class Row:
+    """A parameter, or a stretch of one, with all that belongs to it."""
+
+    tensors: tuple[Tensor, ...]  # param, grad, exp_avg, exp_avg_sq, with amsgrad its maximum
+    exponents: tuple[Tensor, ...]  # of the two moments, where these are codes
+    step: Tensor
+    number: int
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        return self.tensors[0].numel()
+
+
+def rows_of(group: Group) -> list[Row]:
+    """A row for each parameter."""
+    lists = group.lists()
+    exponents = [lists.pop(name) for name in EXPONENT_LISTS if name in lists]
+    steps = lists.pop("state_steps")
+    zeros = [0] * len(steps)
+    columns = (
+        zip(*lists.values(), strict=True),
+        zip(*exponents, strict=True) if exponents else [()] * len(steps),
+        steps,
+        group.numbers or zeros,
+        group.offsets or zeros,
+    )
+    return [Row(*row) for row in zip(*columns, strict=True)]
+
+
+def decoded(row: Row) -> list[Tensor]:
+    """The moments of a row, which are codes, in float32."""
+    codes = row.tensors[2:]
+    in_memory = InMemory(codes[0])
+    return [
+        in_memory.shaped(decode(moment, in_memory.flat(tensor), exponents), tensor)
+        for moment, tensor, exponents in zip((FIRST, SECOND), codes, row.exponents, strict=True)
+    ]
+
+
+class Chance:
+    """How the tensors of a row are rounded as they are written.
+
+    Args:
+        options: of its group.
+        row: the tensors.
+        step: the number of the step, one element.
+    """
+
+    def __init__(self, options: Options, row: Row, step: Tensor) -> None:
+        param, _, exp_avg = row.tensors[:3]
+        self._row = row
+        self._step = step
+        self._seed = options.seed
+        self.rounds_state = options.stochastic_state and exp_avg.dtype in (
+            torch.bfloat16,
+            torch.uint8,
+        )
+        self._rounds_param = options.stochastic_params and param.dtype.itemsize == 2
+
+    def write_state(self, values: list[Tensor]) -> None:
+        """Write moments, given in float32, and the maximum of the second: to the nearest."""
+        tensors = self._row.tensors[2:]
+        chances: list[Tensor | int] = [TO_NEAREST, TO_NEAREST]
+        if self.rounds_state:
+            drawn = self._draws.of_state()
+            chances = [drawn & 0xFFFF, drawn >> 16]
+        if self._row.exponents:
+            for i, moment in enumerate((FIRST, SECOND)):
+                codes, exponents = encode(moment, self._in_memory.flat(values[i]), chances[i])
+                tensors[i].copy_(self._in_memory.shaped(codes, tensors[i]))
+                self._row.exponents[i].copy_(exponents)
+            return
+        for tensor, value, chance in zip(tensors, values, chances, strict=False):
+            tensor.copy_(self._rounded(value, tensor.dtype, chance))  # type: ignore[arg-type]
+        for tensor, value in zip(tensors[2:], values[2:], strict=True):
+            tensor.copy_(value.to(tensor.dtype))
+
+    def param(self, values: Tensor) -> Tensor:
+        """The parameter, given in float32, as it is to be kept."""
+        dtype = self._row.tensors[0].dtype
+        if not self._rounds_param:
+            return values.to(dtype)
+        return self._rounded(values, dtype, self._draws.of_param())
+
+    def _rounded(self, values: Tensor, dtype: torch.dtype, draws: Tensor) -> Tensor:
+        flat = to_16_bits(self._in_memory.flat(values), dtype, draws)
+        return self._in_memory.shaped(flat, values)
+
+    @cached_property
+    def _in_memory(self) -> InMemory:
+        return InMemory(self._row.tensors[2])
+
+    @cached_property
+    def _draws(self) -> Draws:
+        row = self._row
+        step: int | Tensor = self._step
+        if not torch.compiler.is_compiling() and self._step.is_cpu:
+            step = int(self._step.item())
+        key = tensor_key(self._seed, row.number)
+        return Draws(key, step, row.offset, row.numel, row.tensors[0].device)
