@@ -7,11 +7,14 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn import Parameter, ParameterList
 from torch.optim import Optimizer
+
+from proxadam import ProxAdamW
 
 LR, L1, L2 = 1e-7, 1e-5, 1e-4
 DTYPES = {
@@ -20,6 +23,8 @@ DTYPES = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
+STATES = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16, "8bit": "8bit"}
+_MOMENT_BYTES = {"fp32": 4.0, "bf16": 2.0, "8bit": 1 + 1 / 256}
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,33 @@ class Case:
     sharded: bool = False  # by FSDP2, over one process: DTensors with nothing to wait for
     scaled: bool = False  # with the arms of GradScaler.step
     compiled: bool = False  # with the arms of torch.compile, on inductor
-    wide: bool = False  # moments in float32 beside 16-bit parameters
+    state: str = ""  # how the moments are kept, where it is not as the parameters are
+    by_chance: bool = False  # 16-bit parameters are rounded so
     device: str = "cpu"
 
     @property
     def label(self) -> str:
         """Name and dtypes, as goals refer to it."""
-        return f"{self.name} {self.dtype}" + (", fp32 state" if self.wide else "")
+        return f"{self.name} {self.types}"
+
+    @property
+    def types(self) -> str:
+        """How parameters and moments are stored."""
+        kept = f", {self.state} state" if self.state else ""
+        return self.dtype + kept + (", by chance" if self.by_chance else "")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What our optimizer is told about it."""
+        return {
+            "state_dtype": STATES[self.state],
+            "stochastic_rounding": True if self.by_chance else None,
+        }
+
+    @property
+    def small(self) -> bool:
+        """Whether torch has no step over such tensors, so that another one's is beside ours."""
+        return bool(self.state) or self.by_chance
 
     @property
     def numel(self) -> int:
@@ -51,7 +76,7 @@ class Case:
     def step_bytes(self) -> int:
         """Counted bytes of a step: it reads four numbers a weight and writes three of them."""
         own = DTYPES[self.dtype].itemsize
-        return self.numel * (3 * own + 4 * (4 if self.wide else own))
+        return round(self.numel * (3 * own + 4 * _MOMENT_BYTES.get(self.state, own)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +102,7 @@ class Tensors:
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
         dtype = DTYPES[case.dtype]
-        state_dtype = torch.float32 if case.wide else dtype
+        state_dtype = torch.float32 if case.state else dtype
         on = {"device": case.device}
         self.params = [Parameter(torch.randn(shape, **on).to(dtype)) for shape in case.shapes]
         for param in self.params:
@@ -93,6 +118,15 @@ class Tensors:
         self.device = case.device
         if case.sharded:
             self._shard()
+        if case.small:
+            self._keep(case.options)
+
+    def _keep(self, options: dict[str, Any]) -> None:
+        """Take the state as our optimizer keeps it."""
+        optimizer = ProxAdamW(self.params, **options)
+        states = dict(enumerate(self.state.values()))
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        self.state = dict(optimizer.state)
 
     def _shard(self) -> None:
         from torch.distributed.fsdp import fully_shard

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 from torch.optim import AdamW, Optimizer
@@ -17,6 +19,7 @@ GPT2_SMALL = [(50257, 768), (1024, 768)] + 12 * [
     (768,), (768,), (768, 3072), (3072,), (3072, 768), (768,),
 ]  # fmt: skip
 
+SQUARE = "8192x8192"  # as many weights as 1x64Mi
 DIGITS = [(128, 64), (128,), (64, 128), (64,), (10, 64), (10,)]  # the network of bench/train.py
 
 
@@ -33,6 +36,7 @@ def cases(small: bool) -> list[Case]:
         Case("200x100", [(100,)] * 200, "fp32"),
         Case("digits", DIGITS, "fp32", compiled=True),
         Case("1000x1", [(1,)] * 1000, "fp32", host=True),
+        *small_states("2048x2048" if small else SQUARE, 2048 if small else 8192),
     ]
     if small:
         return listed
@@ -45,6 +49,18 @@ def cases(small: bool) -> list[Case]:
         Case("odd", odd, "fp32"),
         Case("odd", odd, "bf16"),
         Case("1000x1024", [(1024,)] * 1000, "bf16"),
+    ]
+
+
+def small_states(name: str, side: int) -> list[Case]:
+    """The formats of csrc/codes.h and csrc/rounding.h, over a tensor of two dimensions."""
+    square = functools.partial(Case, name, [(side, side)])
+    return [
+        square("fp32", state="bf16"),
+        square("fp32", state="8bit"),
+        square("bf16", state="fp32", by_chance=True),
+        square("bf16", state="bf16", by_chance=True),
+        square("bf16", state="8bit", by_chance=True),
     ]
 
 
@@ -69,6 +85,10 @@ def goals() -> list[Goal]:
         Goal(fp32, "ours, compiled", "torch default, compiled", 1 / 1.05),
         Goal(fp32, "ours on loop", "torch default" + shrink, 1.2),
         Goal(fp32, "ours on foreach", "torch foreach" + shrink, 0.8),
+        Goal(f"{SQUARE} fp32, bf16 state", "ours", "torch fused, fp32", 1.1),
+        Goal(f"{SQUARE} fp32, 8bit state", "ours", "torch fused, fp32", 0.9),
+        Goal(f"{SQUARE} bf16, fp32 state, by chance", "ours", "torch fused, fp32", 1.05),
+        Goal(f"{SQUARE} bf16, bf16 state, by chance", "ours", "torch fused, bf16", 1.0),
     ]
 
 
@@ -79,7 +99,9 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
     def then_softshrink(step: Arm) -> Arm:
         return lambda: (step(), tensors.softshrink())
 
-    ours = tensors.optimizer(ProxAdamW, **prox)
+    ours = tensors.optimizer(ProxAdamW, **prox, **case.options)
+    if case.small:
+        return {"ours": ours.step, "ours again": ours.step, **of_torch(case)}
     fused = tensors.optimizer(AdamW, fused=True)
     default = tensors.optimizer(AdamW)
     found: dict[str, Arm] = {"ours": ours.step, "ours again": ours.step}
@@ -123,6 +145,15 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
             "ours on foreach, compiled": torch.compile(on_foreach.step),
             "torch default, compiled": torch.compile(tensors.optimizer(AdamW).step),
         }
+    return found
+
+
+def of_torch(case: Case) -> dict[str, Arm]:
+    """Torch's fused steps over as many weights, each with its moments in the parameters' dtype."""
+    found: dict[str, Arm] = {}
+    for dtype in {"fp32": None, case.dtype: None}:
+        tensors = Tensors(replace(case, dtype=dtype, state="", by_chance=False))
+        found[f"torch fused, {dtype}"] = tensors.optimizer(AdamW, fused=True).step
     return found
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import torch
 from torch.optim import AdamW
 
 from cases import L1, L2, Case, Goal, Tensors
 from harness import Arm, Times, device_clock, host_clock, interleave
+from on_cpu import of_torch, small_states
 from proxadam import ProxAdamW
 
+SQUARE = "32768x32768"  # as many weights as 1x1Gi
 _COPIED = 4 << 30  # bytes
 LLAMA_7B = [(32000, 4096)] * 2 + [(4096,)] + 32 * [
     *[(4096, 4096)] * 4, *[(11008, 4096)] * 2, (4096, 11008), *[(4096,)] * 2,
@@ -30,7 +33,7 @@ def cases(small: bool) -> list[Case]:
     listed = [
         on_gpu(name, [one], "fp32", slow=True),
         on_gpu(name, [one], "bf16"),
-        on_gpu(name, [one], "bf16", wide=True),
+        on_gpu(name, [one], "bf16", state="fp32"),
         on_gpu("1x100Ki", [(100 << 10,)], "fp32"),
         on_gpu("16x64Ki", [(64 << 10,)] * 16, "fp32"),
         on_gpu("16x64Ki", [(64 << 10,)] * 16, "bf16"),
@@ -38,6 +41,10 @@ def cases(small: bool) -> list[Case]:
         on_gpu("8x1Mi", [(1 << 20,)] * 8, "fp32"),
         on_gpu("1000x1Ki", [(1 << 10,)] * 1000, "fp32", host=True),
         on_gpu("1000x4Ki", [(4 << 10,)] * 1000, "fp32", host=True),
+        *(
+            replace(case, device="cuda")
+            for case in small_states("8192x8192" if small else SQUARE, 8192 if small else 32768)
+        ),
     ]
     if small:
         return listed
@@ -71,12 +78,15 @@ def goals() -> list[Goal]:
         *(Goal(f"1000x{n}Ki fp32", "ours", "torch fused", 4) for n in (1, 4)),
         Goal(f"{one} fp32", "ours", "ours, l1=l2=0", 1 / 1.03),
         Goal(f"{one} fp32", "ours, captured", "ours", 1 / 1.03),
+        Goal(f"{SQUARE} fp32, bf16 state", "ours", "torch fused, fp32", 1.25),
+        Goal(f"{SQUARE} fp32, 8bit state", "ours", "torch fused, fp32", 1.4),
+        Goal(f"{SQUARE} bf16, 8bit state, by chance", "ours", "torch fused, bf16", 0.95),
     ]
 
 
 def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
     """What is timed, by name."""
-    ours = {"l1": L1, "l2": L2, "state_dtype": torch.float32 if case.wide else None}
+    ours = {"l1": L1, "l2": L2, **case.options}
     step = tensors.optimizer(ProxAdamW, **ours).step
     found: dict[str, Arm] = {"ours": step, "ours again": step}
     found["ours, fused=True"] = tensors.optimizer(ProxAdamW, fused=True, **ours).step
@@ -85,7 +95,9 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
     if not case.host:
         found["ours, captured"] = _captured(tensors.optimizer(ProxAdamW, capturable=True, **ours))
         found["copy"] = _copy()
-    if not case.wide:  # torch keeps the moments in the parameter's dtype
+    if case.by_chance or case.state in ("bf16", "8bit"):
+        return found | of_torch(case)
+    if not case.state:  # torch keeps the moments in the parameter's dtype
         fused = tensors.optimizer(AdamW, fused=True).step
         found["torch fused"] = fused
         if case.host or len(case.shapes) < 1000:  # more launches than a GPU queues up

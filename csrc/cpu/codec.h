@@ -39,6 +39,9 @@ struct Rounding {
 };
 constexpr Rounding kNearest{false, nullptr, 0};
 
+// Where a draw has a moment's chance.
+constexpr int shift_of(Moment moment) { return moment == Moment::kFirst ? 0 : 16; }
+
 // A buffer, and what its elements mean.
 struct Stored {
   void* elements;
@@ -53,15 +56,22 @@ struct Codec {
   void (*store)(const opmath_t* tile, int64_t begin, int64_t numel, const Stored& to, Rounding how);
 };
 
-// What the elements of a tile draw.
-struct Draws {
-  alignas(64) uint32_t of[kTile];
-
-  const uint32_t* fill(uint32_t key, uint32_t first, int64_t numel) {
-    for (uint32_t i = 0; i < uint32_t(numel); ++i) of[i] = draw(key, first + i);
-    return of;
+// i · kGolden for the elements of a tile: an addition of memory for a multiplication.
+struct Scattered {
+  uint32_t of[kTile];
+  constexpr Scattered() : of() {
+    for (uint32_t i = 0; i < kTile; ++i) of[i] = i * kGolden;
   }
 };
+alignas(64) constexpr Scattered kScattered;
+
+// What the elements of a tile draw, which begins with element `first`.
+PROXADAM_INLINE const uint32_t* fill_draws(uint32_t key, uint32_t first, int64_t numel,
+                                           uint32_t* draws) {
+  const uint32_t base = first * kGolden + key;
+  for (int64_t i = 0; i < numel; ++i) draws[i] = hash32(base + kScattered.of[i]);
+  return draws;
+}
 
 #if defined(PROXADAM_VECTORS)
 // kFloats elements of a 16-bit format.
@@ -131,15 +141,60 @@ void store(const opmath_t* tile, int64_t begin, int64_t numel, const Stored& sto
   for (int64_t i = rest; i < numel; ++i) drop_zero_sign(to[i]);
 }
 
+template <Moment moment>
+PROXADAM_INLINE void load_block(const uint8_t* from, int64_t numel, uint8_t exponent, float* to) {
+  const int32_t base = code_base(moment, exponent);
+  for (int64_t i = 0; i < numel; ++i) to[i] = decode(moment, from[i], base);
+}
+
+// `draws`: null to round to the nearest.
+template <Moment moment>
+PROXADAM_INLINE void encode_block(const float* from, int64_t numel, const uint32_t* draws,
+                                  int32_t base, uint8_t* to) {
+  alignas(64) uint32_t codes[kBlock];
+  for (int64_t i = 0; i < numel; ++i) {
+    const uint32_t chance = draws ? draws[i] >> shift_of(moment) & 0xffff : kToNearest;
+    codes[i] = encode(moment, from[i], base, chance);
+  }
+  int64_t i = 0;
+#if defined(PROXADAM_VECTORS)
+  for (; i + kCodes <= numel; i += kCodes) narrow_codes(codes + i, to + i);
+#endif
+  for (; i < numel; ++i) to[i] = uint8_t(codes[i]);
+}
+
+// Returns the block's exponent.
+template <Moment moment>
+PROXADAM_INLINE uint8_t store_block(const float* from, int64_t numel, const uint32_t* draws,
+                                    uint8_t* to) {
+#if defined(__AVX512BW__)
+  if (numel == kBlock && draws) {
+    const int32_t largest = largest_magnitude<moment>(from);
+    if (largest < kHuge) {
+      const uint8_t exponent = block_exponent(moment, largest);
+      encode_vectors<moment>(from, draws, code_base(moment, exponent), to);
+      return exponent;
+    }
+  }
+#endif
+  int32_t largest = 0;
+  for (int64_t i = 0; i < numel; ++i) {
+    const int32_t magnitude = finite_magnitude(from[i]);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const uint8_t exponent = block_exponent(moment, largest);
+  encode_block<moment>(from, numel, draws, code_base(moment, exponent), to);
+  return exponent;
+}
+
 // `begin` is a block's first element.
 template <Moment moment>
 void load_codes(const Stored& stored, int64_t begin, int64_t numel, float* tile) {
   const uint8_t* from = static_cast<const uint8_t*>(stored.elements) + begin;
-  const uint8_t* exponent = stored.exponents + begin / kBlock;
-  for (int64_t first = 0; first < numel; first += kBlock) {
-    const int64_t last = numel - first < kBlock ? numel : first + kBlock;
-    const int32_t base = code_base(moment, *exponent++);
-    for (int64_t i = first; i < last; ++i) tile[i] = decode(moment, from[i], base);
+  const uint8_t* exponents = stored.exponents + begin / kBlock;
+  for (int64_t i = 0; i < numel; i += kBlock) {
+    const int64_t block = numel - i < kBlock ? numel - i : kBlock;
+    load_block<moment>(from + i, block, exponents[i / kBlock], tile + i);
   }
 }
 
@@ -147,30 +202,11 @@ template <Moment moment>
 void store_codes(const float* tile, int64_t begin, int64_t numel, const Stored& stored,
                  Rounding how) {
   uint8_t* to = static_cast<uint8_t*>(stored.elements) + begin;
-  uint8_t* exponent = stored.exponents + begin / kBlock;
-  alignas(64) uint32_t codes[kBlock];
-  for (int64_t first = 0; first < numel; first += kBlock, tile += kBlock, to += kBlock) {
-    const int64_t block = numel - first < kBlock ? numel - first : kBlock;
-    int32_t largest = 0;
-    for (int64_t i = 0; i < block; ++i) {
-      const int32_t magnitude = finite_magnitude(tile[i]);
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    *exponent = block_exponent(moment, largest);
-    const int32_t base = code_base(moment, *exponent++);
-    if (how.draws) {
-      const uint32_t* draws = how.draws + first;
-      for (int64_t i = 0; i < block; ++i) {
-        codes[i] = encode(moment, tile[i], base, draws[i] >> how.shift & 0xffff);
-      }
-    } else {
-      for (int64_t i = 0; i < block; ++i) codes[i] = encode(moment, tile[i], base, kToNearest);
-    }
-    int64_t i = 0;
-#if defined(PROXADAM_VECTORS)
-    for (; i + kCodes <= block; i += kCodes) narrow_codes(codes + i, to + i);
-#endif
-    for (; i < block; ++i) to[i] = uint8_t(codes[i]);
+  uint8_t* exponents = stored.exponents + begin / kBlock;
+  for (int64_t i = 0; i < numel; i += kBlock) {
+    const int64_t block = numel - i < kBlock ? numel - i : kBlock;
+    const uint32_t* draws = how.draws ? how.draws + i : nullptr;
+    exponents[i / kBlock] = store_block<moment>(tile + i, block, draws, to + i);
   }
 }
 

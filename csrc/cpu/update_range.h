@@ -8,6 +8,7 @@
 #include "../scalar_types.h"
 #include "codec.h"
 #include "range.h"
+#include "update_by_chance.h"
 #include "update_elements.h"
 #include "update_halves.h"
 
@@ -53,7 +54,7 @@ void update_in(const Range& range) {
   const bool by_chance = rounds_state || rounds_param;
   const bool converts = params.converts() || grads.converts() || exp_avgs.converts();
   const int64_t tile = converts ? kTile : kFew;
-  Draws of_state, of_param;
+  alignas(64) uint32_t of_state[kTile], of_param[kTile];
   int64_t numel;
   for (int64_t begin = range.begin; begin < range.end; begin += numel) {
     numel = range.end - begin < tile ? range.end - begin : tile;
@@ -64,8 +65,9 @@ void update_in(const Range& range) {
       const int64_t left = (int64_t(1) << 32) - (index & 0xffffffff);  // of these one key
       numel = left < numel ? left : numel;
       const uint32_t key = stretch_key(range.stochastic.step_key, index);
-      if (rounds_state) state.draws = of_state.fill(key, uint32_t(index), numel);
-      if (rounds_param) param.draws = of_param.fill(key + kParamDraws, uint32_t(index), numel);
+      const uint32_t first = uint32_t(index);
+      if (rounds_state) state.draws = fill_draws(key, first, numel, of_state);
+      if (rounds_param) param.draws = fill_draws(key + kParamDraws, first, numel, of_param);
     }
     loop(c, {}, params.load(begin, numel), grads.load(begin, numel), exp_avgs.load(begin, numel),
          exp_avg_sqs.load(begin, numel), max_exp_avg_sqs.load(begin, numel), numel);
@@ -74,7 +76,7 @@ void update_in(const Range& range) {
     }
     if (range.unscale) grads.store(begin, numel);
     exp_avgs.store(begin, numel, state);
-    state.shift = 16;
+    state.shift = shift_of(Moment::kSecond);
     exp_avg_sqs.store(begin, numel, state);
     max_exp_avg_sqs.store(begin, numel);  // it never falls: to the nearest nothing is lost
   }
@@ -85,7 +87,8 @@ void update_in(const Range& range) {
 void update_range(const Range& range) {
   if (range.types.param == ScalarType::kFloat64) return update_in<double>(range);
   Range rest = range;
-  rest.begin = update_halves(range);
+  rest.begin = update_halves(rest);
+  rest.begin = update_by_chance(rest, loop_for<float>(range.update, false, false));
   update_in<float>(rest);
 }
 

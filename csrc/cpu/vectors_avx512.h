@@ -4,6 +4,7 @@
 
 #include <immintrin.h>  // for AVX-512
 
+#include "../codes.h"         // for kBlock, Moment
 #include "../scalar_types.h"  // for bfloat16, float16
 
 namespace proxadam {
@@ -77,10 +78,55 @@ PROXADAM_INLINE Halves narrow_floats(Floats first, Floats second, const float16*
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
+PROXADAM_INLINE __m512i magnitude_bits(__m512i bits) {
+  return _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+}
+
 // So many codes, from 32 bits each.
 constexpr int64_t kCodes = 16;
 PROXADAM_INLINE void narrow_codes(const uint32_t* from, uint8_t* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_loadu_si512(from)));
+}
+
+// The magnitude from which codes may reach beyond their top, or the number is none; as an integer.
+constexpr int32_t kHuge = 0x7f000000;
+
+// Of a block, as an integer. Second moments have no sign, but for a NaN, which is of no size.
+template <Moment moment>
+PROXADAM_INLINE int32_t largest_magnitude(const float* from) {
+  __m512i largest = _mm512_setzero_si512();
+  for (int i = 0; i < kBlock; i += kFloats) {
+    const __m512i bits = _mm512_loadu_si512(from + i);
+    largest = _mm512_max_epi32(largest, moment == Moment::kFirst ? magnitude_bits(bits) : bits);
+  }
+  return _mm512_reduce_max_epi32(largest);
+}
+
+// encode() for a block of which none is kHuge, with the chances in its draws.
+template <Moment moment>
+PROXADAM_INLINE void encode_vectors(const float* from, const uint32_t* draws, int32_t base,
+                                    uint8_t* to) {
+  const __m512i mask = _mm512_set1_epi32(0xffff << 4);
+  for (int i = 0; i < kBlock; i += kFloats) {
+    const __m512i bits = _mm512_loadu_si512(from + i);
+    const __m512i drawn = _mm512_loadu_si512(draws + i);
+    constexpr bool kFirst = moment == Moment::kFirst;
+    const __m512i magnitude = kFirst ? magnitude_bits(bits) : bits;
+    const __m512i chance = kFirst ? _mm512_slli_epi32(drawn, 4) : _mm512_srli_epi32(drawn, 12);
+    const __m512i raised = _mm512_add_epi32(magnitude, _mm512_and_si512(chance, mask));
+    const __m512i code = _mm512_sub_epi32(_mm512_srli_epi32(raised, 20), _mm512_set1_epi32(base));
+    __m512i found;
+    if (kFirst) {
+      const __mmask16 positive = _mm512_cmpgt_epi32_mask(code, _mm512_setzero_si512());
+      constexpr int kOrAnd = 0xf8;  // a | (b & c)
+      found = _mm512_maskz_ternarylogic_epi32(positive, code, _mm512_srli_epi32(bits, 24),
+                                              _mm512_set1_epi32(0x80), kOrAnd);
+    } else {
+      const __mmask16 positive = _mm512_test_epi32_mask(bits, bits);
+      found = _mm512_maskz_max_epi32(positive, code, _mm512_set1_epi32(1));
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(found));
+  }
 }
 
 PROXADAM_INLINE Halves drop_zero_signs(Halves x) {
