@@ -6,8 +6,8 @@
 // up still has one. Decoding is a shift and an addition, and exact; scales are powers of two.
 //
 // A positive second moment is never coded 0: beside a first moment that is not 0 the denominator
-// would be eps alone. First moments below 2^-14 of their block's largest are coded 0 or not by
-// chance, as those above are rounded up or down, down to where 16 random bits end.
+// would be eps alone. First moments below about 2^-14 of their block's largest are coded 0, and
+// second ones below 2^-30 by the least code.
 
 #pragma once
 
@@ -54,7 +54,7 @@ PROXADAM_INLINE float decode(Moment moment, uint32_t code, int32_t base) {
   return as_float(magnitude ? (magnitude + uint32_t(base)) << 20 | sign : 0);
 }
 
-// `chance`: 16 random bits, or kToNearest.
+// `chance`: 16 random bits, or kToNearest. A NaN, whose sign depends on who made it, has none.
 constexpr uint32_t kToNearest = 0x8000;
 PROXADAM_INLINE uint32_t encode(Moment moment, float x, int32_t base, uint32_t chance) {
   const uint32_t bits = as_bits(x);
@@ -63,7 +63,8 @@ PROXADAM_INLINE uint32_t encode(Moment moment, float x, int32_t base, uint32_t c
   const int32_t top = top_code(moment);
   const int32_t lowest = moment == Moment::kSecond && magnitude != 0;
   const int32_t code = rounded > top ? top : rounded < lowest ? lowest : rounded;
-  const uint32_t sign = moment == Moment::kFirst && code != 0 ? bits >> 24 & 0x80u : 0;
+  const bool signs = moment == Moment::kFirst && code != 0 && magnitude <= 0x7f800000u;
+  const uint32_t sign = signs ? bits >> 24 & 0x80u : 0;
   return uint32_t(code) | sign;
 }
 

@@ -19,6 +19,8 @@ OWN_DEFAULTS = {
     "metric": "adaptive",
     "max_shrink": 10.0,
     "state_dtype": None,
+    "stochastic_rounding": None,
+    "seed": 0,
     "keep_zeros": False,
 }
 

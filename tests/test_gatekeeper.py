@@ -21,9 +21,12 @@ def group_of(count=1, **options):
         "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "l1": 0.1,
         "l2": 0.0, "l1_knee": 1.0, "max_shrink": 10.0, "euclidean": False, "keep_zeros": False,
         "amsgrad": True, "maximize": False, "decoupled_weight_decay": False, "allows_kernel": True,
+        "stochastic_state": False, "stochastic_params": False, "seed": 0,
     }  # fmt: skip
+    others = ("exp_avg_exponents", "exp_avg_sq_exponents", "numbers", "offsets")
     lists = {name: [torch.ones(SHAPE) for _ in range(count)] for name in LISTS[:-1]}
     lists["state_steps"] = [torch.tensor(0.0) for _ in range(count)]
+    lists |= {name: [] for name in others}
     return SimpleNamespace(**lists, options=SimpleNamespace(**{**defaults, **options}))
 
 

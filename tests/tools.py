@@ -105,7 +105,8 @@ def snapshot(optimizer):
     copies = {}
     for i, param in enumerate(params_of(optimizer)):
         copies[f"{i}"] = param.detach().clone()
-        for name, tensor in optimizer.state.get(param, {}).items():
+        tensors = optimizer.state.get(param, {}).items()
+        for name, tensor in (pair for pair in tensors if isinstance(pair[1], torch.Tensor)):
             copies[f"{name} of {i}"] = tensor.to(
                 "cpu" if name == "step" else tensor.device, copy=True
             )

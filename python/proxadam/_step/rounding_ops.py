@@ -147,7 +147,8 @@ def encode(
     rounded = ((magnitude.to(torch.int64) + (chances << 4)) >> 20) - base
     if moment is FIRST:
         codes = rounded.clamp(0, moment.top)
-        codes = torch.where((bits < 0) & (codes != 0), codes | 0x80, codes)
+        negative = (bits < 0) & (codes != 0) & (magnitude <= _INFINITY)  # a NaN has no sign
+        codes = torch.where(negative, codes | 0x80, codes)
     else:
         codes = torch.where(magnitude != 0, rounded.clamp(1, moment.top), 0)
     return codes.to(torch.uint8), exponents.to(torch.uint8)
