@@ -232,6 +232,7 @@ def test_untouched_coordinates_move_by_max_shrink_at_most(backend, storage, max_
     reach = max_shrink * 0.01
     expected = torch.sign(w) * (w.abs() - reach).clamp(min=0)
     tolerance = {torch.bfloat16: 2e-3, torch.float16: 3e-4}.get(storage.param, 1e-7)
+    tolerance *= 2 if storage.by_chance else 1
     torch.testing.assert_close(new, expected, rtol=0, atol=tolerance)
     unbounded, _ = _one_step(
         backend, storage, w, torch.zeros(4), lr=0.01, l1=1e-3, max_shrink=math.inf

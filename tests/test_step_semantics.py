@@ -42,18 +42,20 @@ def test_each_parameter_counts_its_own_steps(backend, storage):
     params = storage.weights((5,), (7,))
     options = {**BUSY, **storage.options, **backend.options}
     both = ProxAdam(params, **options)
-    alone = [ProxAdam([storage.parameter(p.detach().clone())], **options) for p in params]
+    copies = [storage.parameter(p.detach().clone()) for p in params]
+    idle = storage.parameter(torch.zeros(1))  # so that each has its place, and its random bits
+    alone = [ProxAdam([idle] * i + [param], **options) for i, param in enumerate(copies)]
     for i in range(8):
         for param, optimizer in zip(params, alone, strict=True):
             param.grad = storage.gradient(torch.randn_like(param))
             if param is params[1] and 3 <= i < 6:
                 param.grad = None
-            params_of(optimizer)[0].grad = param.grad
+            params_of(optimizer)[-1].grad = param.grad
             optimizer.step()
         both.step()
     assert [both.state[p]["step"].item() for p in params] == [8, 5]
     for param, optimizer in zip(params, alone, strict=True):
-        assert_same_bits(param, params_of(optimizer)[0])
+        assert_same_bits(param, params_of(optimizer)[-1])
 
 
 def test_scalars_and_empty_tensors(backend, storage):
@@ -65,7 +67,9 @@ def test_scalars_and_empty_tensors(backend, storage):
     optimizer = ProxAdam(params, **BUSY, **storage.options, **backend.options)
     for _ in range(3):
         optimizer.step()
-    assert params[0].item() == params[1].item() == params[2].item() < 0.65
+    values = [param.item() for param in params[:3]]
+    assert max(values) < 0.65
+    assert len({*values}) == 1 or storage.by_chance
     for param, shape in zip(params, shapes, strict=True):
         assert param.shape == optimizer.state[param]["exp_avg"].shape == shape
         assert optimizer.state[param]["step"] == 3
