@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,12 @@ from proxadam import available_backends
 from training import figure, plan, report
 from training.arms import ARMS, missing
 from training.data import DataError
+from training.options import add_shared, jobs_by_default, parsed
 from training.pool import results
 from training.recipes import DENSE, FORMS, RAMP, Recipe
 from training.runs import Job, time_arms
 from training.store import OtherRecipe, Store
 from training.tasks import Task, make_task
-
-TASKS = ("digits", "fashion-mnist", "text")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,35 +44,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    out = Path(__file__).parent / "out" / "train.png"
-    add = parser.add_argument
-    add("--task", choices=TASKS, help="what to learn (default: digits)")
-    add("--data", nargs="+", metavar="DIR", help="[fashion-mnist] and the folder that it is in")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--full", action="store_true", help="the grids and seeds of the results")
     form.add_argument("--quick", action="store_true", help="seconds: that everything runs")
-    add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="some of the ways alone")
-    add("--seeds", type=positive_int, help="how many seeds to report")
-    add("--jobs", type=positive_int, help="trainings at a time, one thread each (default: cores)")
-    add("--plot", type=Path, default=out, metavar="FILE", help="PNG to draw (default: %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="where results are kept, and found again")
-    add("--draw", type=Path, nargs="+", metavar="FILE", help="draw these results; train nothing")
-    arguments = parser.parse_args()
-    *named, directory = arguments.data or [None]
-    if named not in ([], ["fashion-mnist"]):
-        parser.error(f"argument --data: expected [fashion-mnist] DIR, got {arguments.data}")
-    arguments.data = Path(directory) if directory else None
-    arguments.task = arguments.task or ("fashion-mnist" if directory else "digits")
-    if (arguments.task == "fashion-mnist") != bool(directory):
-        parser.error("--data DIR and the task fashion-mnist go together")
-    return arguments
-
-
-def positive_int(text: str) -> int:
-    """Parse an integer of at least 1."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
+    names = list(ARMS)
+    parser.add_argument("--arms", nargs="+", choices=names, default=names, help="some of the ways")
+    add_shared(parser, Path(__file__).parent / "out" / "train.png")
+    return parsed(parser)
 
 
 def run_all(jobs: list[Job], label: str, store: Store, task: Task, how: dict[str, Any]) -> None:
@@ -134,7 +110,7 @@ def main() -> None:
     recipe = recipe.with_seeds(arguments.seeds) if arguments.seeds else recipe
     skipped = {arm: why for arm, why in missing().items() if arm in arguments.arms}
     arms = plan.arms_of({DENSE, *arguments.arms} - skipped.keys())
-    side = arguments.jobs or (1 if form == "quick" else min(8, len(os.sched_getaffinity(0))))
+    side = arguments.jobs or jobs_by_default(form)
     try:
         task = make_task(arguments.task, recipe, arguments.data)
         for path in filter(None, (arguments.plot, arguments.json)):

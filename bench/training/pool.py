@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,17 +14,25 @@ from .recipes import Recipe
 from .runs import Job, train
 from .tasks import Task, make_task
 
-_here: tuple[Task, Recipe] | None = None
+Trainer = Callable[[Job, Task, Recipe], dict[str, Any]]
+
+_here: tuple[Task, Recipe, Trainer] | None = None
 
 
 def results(
-    jobs: Sequence[Job], task: Task, name: str, recipe: Recipe, directory: Path | None, side: int
+    jobs: Sequence[Job],
+    task: Task,
+    name: str,
+    recipe: Recipe,
+    directory: Path | None,
+    side: int,
+    trainer: Trainer = train,
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Train all jobs, ``side`` at a time, and yield each with its result as it ends."""
     if side == 1 or len(jobs) < 2:
-        yield from ((job, train(job, task, recipe)) for job in jobs)
+        yield from ((job, trainer(job, task, recipe)) for job in jobs)
         return
-    arguments = (name, recipe, directory)
+    arguments = (name, recipe, directory, trainer)
     with ProcessPoolExecutor(side, get_context("spawn"), _begin, arguments) as pool:
         futures = {pool.submit(_train, job): job for job in jobs}
         try:
@@ -35,12 +43,13 @@ def results(
             raise
 
 
-def _begin(name: str, recipe: Recipe, directory: Path | None) -> None:
+def _begin(name: str, recipe: Recipe, directory: Path | None, trainer: Trainer) -> None:
     global _here
     torch.set_num_threads(1)
-    _here = make_task(name, recipe, directory), recipe
+    _here = make_task(name, recipe, directory), recipe, trainer
 
 
 def _train(job: Job) -> dict[str, Any]:
     assert _here
-    return train(job, *_here)
+    task, recipe, trainer = _here
+    return trainer(job, task, recipe)

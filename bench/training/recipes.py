@@ -47,6 +47,7 @@ class Recipe:
     heads: int = 4
     layers: int = 2
     scored: tuple[int, int] = (4, 1)  # of the windows of validation and test, every n-th
+    scored_of_train: int = 40  # the same of the train windows, where their loss is asked for
 
     def first_points(self, count: int) -> dict[str, list[Point]]:
         """The first points of each grid."""

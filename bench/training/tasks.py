@@ -51,6 +51,10 @@ class Task(ABC):
     def score(self, model: nn.Module, part: str) -> float:
         """How well the network does on a part of the data, "validation" or "test"."""
 
+    @abstractmethod
+    def mean_loss(self, model: nn.Module, part: str) -> float:
+        """The mean loss on a part of the data."""
+
 
 class Classification(Task):
     """A perceptron that tells images apart; its score is the accuracy in percent."""
@@ -83,6 +87,12 @@ class Classification(Task):
         x, y = getattr(self.data, f"{part}_x"), getattr(self.data, f"{part}_y")
         return 100.0 * (model(x).argmax(1) == y).float().mean().item()
 
+    @torch.no_grad()
+    def mean_loss(self, model: nn.Module, part: str) -> float:  # noqa: D102
+        return self.loss(
+            model, (getattr(self.data, f"{part}_x"), getattr(self.data, f"{part}_y"))
+        ).item()
+
 
 class Language(Task):
     """A transformer that foretells characters; its score is the loss in nats a character."""
@@ -112,11 +122,17 @@ class Language(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
         return cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
 
-    @torch.no_grad()
     def score(self, model: nn.Module, part: str) -> float:  # noqa: D102
+        return self.mean_loss(model, part)
+
+    @torch.no_grad()
+    def mean_loss(self, model: nn.Module, part: str) -> float:  # noqa: D102
         text, context = getattr(self.data, part), self.recipe.context
         windows = text[: (len(text) - 1) // context * context + 1].unfold(0, context + 1, context)
-        windows = windows[:: self.recipe.scored[part == "test"]]
+        recipe = self.recipe
+        windows = windows[
+            :: recipe.scored_of_train if part == "train" else recipe.scored[part == "test"]
+        ]
         losses = [
             self.loss(model, (some[:, :-1], some[:, 1:])).item() * len(some)
             for some in windows.split(64)
