@@ -1,4 +1,4 @@
-"""Differences to float32 and zeros, all ways on one axis; two panels a task."""
+"""Differences to float32 and zeros, all ways on one axis; three panels a task."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ GAP = 1.2  # between the ways with l1 and those without
 
 
 def draw(documents: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw two panels for each task."""
-    cells = [(way, bool(l1)) for l1 in (1, 0) for way in (WITH_L1 if l1 else WITHOUT_L1)]
+    """Draw three panels for each task."""
+    cells = [(way, with_l1) for with_l1 in (True, False) for way in (WITHOUT_L1, WITH_L1)[with_l1]]
     seen = {(row["arm"], row["l1"] > 0) for document in documents for row in document["summary"]}
     cells = [cell for cell in cells if cell in seen]
     heights = {cell: -i - GAP * (not cell[1]) for i, cell in enumerate(cells)}
-    figure = Figure(figsize=(3.2 + 3.6 * len(documents), 1.6 + 0.27 * len(cells)), dpi=110)
+    figure = Figure(figsize=(2.6 + 4.2 * len(documents), 1.6 + 0.27 * len(cells)), dpi=110)
     figure.set_layout_engine("constrained")
-    ratios = [2.2, 1] * len(documents)
+    ratios = [2.2, 1, 1] * len(documents)
     panels = figure.subplots(1, len(ratios), squeeze=False, sharey=True, width_ratios=ratios)[0]
     for i, document in enumerate(documents):
-        _scores(panels[2 * i], document, heights)
-        _zeros(panels[2 * i + 1], document, heights)
+        _scores(panels[3 * i], document, heights)
+        _objectives(panels[3 * i + 1], document, heights)
+        _zeros(panels[3 * i + 2], document, heights)
     panels[0].set_yticks(list(heights.values()), [way for way, _ in heights])
     for label, (way, _) in zip(panels[0].get_yticklabels(), heights, strict=True):
         label.set_color(_color(way))
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
@@ -65,7 +67,26 @@ def _scores(axes: Axes, document: dict[str, Any], heights: dict[tuple[str, bool]
     unit = "points" if document["sign"] > 0 else "nats"
     measure = "accuracy" if document["sign"] > 0 else "loss"
     axes.set_title(document["data"]["name"], fontsize=10, loc="left")
-    axes.set_xlabel(f"test {measure} − fp32's ({unit}; {better} is better)", fontsize=8)
+    axes.set_xlabel(f"test {measure} − fp32's ({unit}), {better} is better", fontsize=8)
+    _dress(axes, heights)
+
+
+def _objectives(
+    axes: Axes, document: dict[str, Any], heights: dict[tuple[str, bool], float]
+) -> None:
+    """The objective above float32's, in percent of it."""
+    (base,) = (r for r in document["summary"] if r["l1"] and r["arm"] == reference(r["l1"]))
+    for row in document["differences"]:
+        if row["l1"]:
+            shift, error = (
+                100 * (row[key] or 0.0) / base["objective"]
+                for key in ("objective", "objective_error")
+            )
+            y, color = heights[row["arm"], True], _color(row["arm"])
+            axes.errorbar(shift, y, xerr=error, fmt="s", color=color, markersize=4, capsize=2.5)
+    axes.plot(0, heights[base["arm"], True], "s", color="white", markeredgecolor=OURS, markersize=4)
+    axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    axes.set_xlabel("F − fp32's (%)", fontsize=8)
     _dress(axes, heights)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..report import digits_after_point
-from .ways import FP32, reference
+from .ways import reference
 
 MEASURES = {"objective": "F", "test": "test", "zeros": "zeros"}
 
@@ -61,7 +61,7 @@ def differences(found: Cells) -> list[dict[str, Any]]:
 
 
 def _places(sign: int) -> dict[str, int]:
-    return {"objective": 4, "test": digits_after_point(sign), "zeros": 1}
+    return {"objective": 5, "test": digits_after_point(sign), "zeros": 1}
 
 
 def _signed(number: float, places: int) -> str:
@@ -75,9 +75,9 @@ def summary_table(rows: list[dict[str, Any]], sign: int) -> list[list[str]]:
         line = [row["arm"], f"{row['l1']:g}"]
         for measure, places in _places(sign).items():
             text = f"{row[measure]:.{places}f}"
-            if row["seeds"] > 1 and (measure != "zeros" or row["l1"]):
+            if row["seeds"] > 1:
                 text += f" ± {row[f'{measure}_spread']:.{places}f}"
-            line.append(text)
+            line.append(text if row["l1"] or measure != "zeros" else "–")
         table.append([*line, f"{row['of_fp32_adam']:.3f}"])
     return table
 
@@ -91,26 +91,22 @@ def difference_table(rows: list[dict[str, Any]], sign: int) -> list[list[str]]:
             text = _signed(row[measure], places)
             if (error := row[f"{measure}_error"]) is not None:
                 text += f" ± {error:.{places}f}"
-            line.append(text)
+            line.append(text if row["l1"] or measure != "zeros" else "–")
         outside = ", ".join(MEASURES[measure] for measure in row["outside"])
         table.append([*line, outside or "nothing"])
     return table
 
 
 def short_table(documents: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """With l1, test and zeros of each task side by side, and the bytes of state of the last."""
-    head = ["stored as"]
+    """With l1: the test and the zeros of each task side by side, and the bytes of state of one."""
+    head, last = ["stored as"], {}
     lines: dict[str, list[str]] = {}
     for title, document in documents.items():
         places = _places(document["sign"])
-        head += [f"{title}, test", "zeros %"]
+        head += [f"{title}: test", "zeros %"]
         for row in document["summary"]:
             if row["l1"]:
                 own = lines.setdefault(row["arm"], [])
                 own += [f"{row[measure]:.{places[measure]}f}" for measure in ("test", "zeros")]
-    last = {row["arm"]: row for row in document["summary"] if row["l1"]}
-    for way, line in lines.items():
-        line.append(f"{last[way]['of_fp32_adam']:.3f}")
-    return [[*head, f"state, of {FP32.split(',')[1].strip()}"]] + [
-        [w, *x] for w, x in lines.items()
-    ]
+                last[row["arm"]] = f"{row['of_fp32_adam']:.3f}"
+    return [[*head, f"state ({title})"], *([way, *x, last[way]] for way, x in lines.items())]
