@@ -8,10 +8,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .ways import BITSANDBYTES, OTHER_BATCHES, TORCHAO, WAYS, WITH_L1, WITHOUT_L1, reference
 
 OURS, OTHERS, UNSOUND, CHANCE = "#1f6fb4", "#3a8f5c", "#d1495b", "0.55"
+CAPTION = (
+    "Differences are paired over the seeds: bars are their standard errors, bands the standard "
+    "deviation of fp32's own seeds.\n"
+    "Zeros: mean ± standard deviation. F = training loss + l1 Σ|w|."
+)
 GAP = 1.2  # between the ways with l1 and those without
 
 
@@ -23,15 +29,17 @@ def draw(documents: Sequence[dict[str, Any]], path: Path) -> None:
     heights = {cell: -i - GAP * (not cell[1]) for i, cell in enumerate(cells)}
     figure = Figure(figsize=(2.6 + 4.2 * len(documents), 1.6 + 0.27 * len(cells)), dpi=110)
     figure.set_layout_engine("constrained")
-    ratios = [2.2, 1, 1] * len(documents)
+    ratios = [2.2, 1, 1, 0.15] * len(documents)  # the last is room before the next task
     panels = figure.subplots(1, len(ratios), squeeze=False, sharey=True, width_ratios=ratios)[0]
     for i, document in enumerate(documents):
-        _scores(panels[3 * i], document, heights)
-        _objectives(panels[3 * i + 1], document, heights)
-        _zeros(panels[3 * i + 2], document, heights)
+        _scores(panels[4 * i], document, heights)
+        _objectives(panels[4 * i + 1], document, heights)
+        _zeros(panels[4 * i + 2], document, heights)
+        panels[4 * i + 3].set_axis_off()
     panels[0].set_yticks(list(heights.values()), [way for way, _ in heights])
     for label, (way, _) in zip(panels[0].get_yticklabels(), heights, strict=True):
         label.set_color(_color(way))
+    figure.supxlabel(CAPTION, fontsize=8, color="0.35")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -67,8 +75,8 @@ def _scores(axes: Axes, document: dict[str, Any], heights: dict[tuple[str, bool]
     unit = "points" if document["sign"] > 0 else "nats"
     measure = "accuracy" if document["sign"] > 0 else "loss"
     axes.set_title(document["data"]["name"], fontsize=10, loc="left")
-    axes.set_xlabel(f"test {measure} − fp32's ({unit}), {better} is better", fontsize=8)
-    _dress(axes, heights)
+    axes.set_xlabel(f"test {measure} − fp32's\n({unit}; {better} is better)", fontsize=8)
+    _dress(axes, heights, ticks=5)
 
 
 def _objectives(
@@ -86,8 +94,8 @@ def _objectives(
             axes.errorbar(shift, y, xerr=error, fmt="s", color=color, markersize=4, capsize=2.5)
     axes.plot(0, heights[base["arm"], True], "s", color="white", markeredgecolor=OURS, markersize=4)
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    axes.set_xlabel("F − fp32's (%)", fontsize=8)
-    _dress(axes, heights)
+    axes.set_xlabel("F − fp32's\n(%)", fontsize=8)
+    _dress(axes, heights, ticks=3)
 
 
 def _zeros(axes: Axes, document: dict[str, Any], heights: dict[tuple[str, bool], float]) -> None:
@@ -107,13 +115,14 @@ def _zeros(axes: Axes, document: dict[str, Any], heights: dict[tuple[str, bool],
         )
         if row["arm"] == reference(row["l1"]):
             axes.axvline(row["zeros"], color="0.6", linewidth=0.8, zorder=0)
-    axes.set_xlabel("zeros (%)", fontsize=8)
-    _dress(axes, heights)
+    axes.set_xlabel("zeros\n(%)", fontsize=8)
+    _dress(axes, heights, ticks=3)
 
 
-def _dress(axes: Axes, heights: dict[tuple[str, bool], float]) -> None:
+def _dress(axes: Axes, heights: dict[tuple[str, bool], float], ticks: int) -> None:
     axes.set_ylim(min(heights.values()) - 0.7, max(heights.values()) + 1.3)
     axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", alpha=0.3)
     for side in ("top", "right", "left"):
