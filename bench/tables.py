@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from training import report
+from training.formats import report as formats_report
 
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
@@ -199,6 +200,30 @@ def training_goals() -> Rows:
     return rows
 
 
+FORMATS = {
+    "formats-digits": "digits",
+    "formats-fashion-mnist": "Fashion-MNIST",
+    "formats-text": "text",
+}
+
+
+def formats(name: str) -> Rows:
+    """One line for each way to store weights and state, with l1 and without."""
+    found = load(name)
+    return formats_report.summary_table(found["summary"], found["sign"])
+
+
+def formats_differences(name: str) -> Rows:
+    """By how much each way differs from float32."""
+    found = load(name)
+    return formats_report.difference_table(found["differences"], found["sign"])
+
+
+def formats_in_short() -> Rows:
+    """The ways with l1, all tasks side by side."""
+    return formats_report.short_table({title: load(name) for name, title in FORMATS.items()})
+
+
 def training_on_gpu() -> Rows:
     """One line for each arm of bench/train_captured.py."""
     rows = [["arm", "exact zeros %", "training loss", "held-out loss", "an iteration", "step()"]]
@@ -307,6 +332,18 @@ TABLES = {
     "train-text": lambda: markdown(training("train-text")),
     "train-text ramp": lambda: markdown(training_differences("train-text")),
     "train-text machine": lambda: measured_on("train-text"),
+    "formats short": lambda: markdown(formats_in_short()),
+    "formats-digits": lambda: markdown(formats("formats-digits")),
+    "formats-digits differences": lambda: markdown(formats_differences("formats-digits")),
+    "formats-digits machine": lambda: measured_on("formats-digits"),
+    "formats-fashion-mnist": lambda: markdown(formats("formats-fashion-mnist")),
+    "formats-fashion-mnist differences": lambda: markdown(
+        formats_differences("formats-fashion-mnist")
+    ),
+    "formats-fashion-mnist machine": lambda: measured_on("formats-fashion-mnist"),
+    "formats-text": lambda: markdown(formats("formats-text")),
+    "formats-text differences": lambda: markdown(formats_differences("formats-text")),
+    "formats-text machine": lambda: measured_on("formats-text"),
     "train-captured-cuda": lambda: markdown(training_on_gpu()),
     "train-captured-cuda machine": lambda: measured_on("train-captured-cuda"),
 }

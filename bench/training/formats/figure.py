@@ -65,6 +65,7 @@ def _scores(axes: Axes, document: dict[str, Any], heights: dict[tuple[str, bool]
             axes.plot(0, y, "o", color="white", markeredgecolor=OURS, markersize=5)
             head = f"l1 = {row['l1']:g}" if row["l1"] else "without l1"
             place = {"ha": "left", "va": "bottom", "fontsize": 8, "color": "0.35"}
+            place["bbox"] = {"color": "white", "pad": 1}
             axes.text(0.02, max(own) + 0.55, head, transform=axes.get_yaxis_transform(), **place)
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     for row in document["differences"]:
