@@ -10,8 +10,10 @@ from torch import library, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
+from formats import CODED, LIVELY, NARROW, SMALL, block_maxima, each_format
 from proxadam import LinearL1, ProxAdam, ProxAdamW, is_built, prox_adam
 from proxadam._step.options import NUMBERS, TYPES, Options
+from proxadam._step.state import CODES, MOMENTS, moment
 from tools import BUSY, assert_same_bits, error_of, params_of, snapshot, twin_of, weights
 
 # What torch's compiler warns of by itself: its use of jit, the record_function around each step,
@@ -101,6 +103,52 @@ def test_compiled_step_is_the_eager_one(cls, options, path):
     steps_of_both(optimizer, step, eager)
     assert_as_eager(optimizer, eager, path)
     assert counter.frame_count == 1
+
+
+def assert_close_as_kept(optimizer, eager):
+    """As the eager step on torch ops, but for a unit in the last place of what is drawn.
+
+    1 − β2^t is not the same number there, and what is rounded by chance may go the other way.
+    """
+    for param, twin in zip(params_of(optimizer), params_of(eager), strict=True):
+        units = [(param, twin, max(2 * torch.finfo(param.dtype).eps, 1e-4))]
+        own, expected = optimizer.state[param], eager.state[twin]
+        assert own.keys() == expected.keys()
+        assert own.get("number") == expected.get("number")
+        unit = {torch.uint8: 0.125, torch.bfloat16: 2.0**-7, torch.float32: 1e-5}
+        unit = unit[own[CODES[0] if CODES[0] in own else MOMENTS[0]].dtype]
+        units += [(moment(own, name), moment(expected, name), 2 * unit) for name in MOMENTS]
+        for actual, wanted, rtol in units:
+            largest = block_maxima(wanted.float())
+            torch.testing.assert_close(
+                actual / (largest + 1e-30), wanted / (largest + 1e-30), rtol=rtol, atol=2.0**-13
+            )
+
+
+@pytest.mark.parametrize(
+    ("kept", "path"),
+    [
+        pytest.param(kept, PATHS[name], id=f"{kept.name}-{name}")
+        for name, some in {
+            "default": [*SMALL, *NARROW],
+            "loop": [*SMALL, NARROW[-1]],
+            "foreach": [NARROW[-2]],
+        }.items()
+        for kept in some
+    ],
+)
+def test_each_format_is_compiled_once(kept, path):
+    """What the first step puts into the state, numbers among it, asks for no second graph."""
+    optimizer = ProxAdamW(kept.weights(), **LIVELY, **kept.options, **path)
+    eager = twin_of(optimizer)
+    step, counter = compiled(optimizer.step)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        steps_of_both(optimizer, step, eager)
+    assert counter.frame_count == 1
+    if on_kernel(path):
+        assert_same_bits(snapshot(optimizer), snapshot(eager))
+    else:
+        assert_close_as_kept(optimizer, eager)
 
 
 @each_path
@@ -290,6 +338,26 @@ def test_schedulers_that_fill_tensors_do_not_recompile(path):
     assert_as_eager(optimizer, eager, path)
 
 
+@needs_kernel
+@each_format(SMALL)
+def test_schedulers_compile_no_format_again(kept):
+    def run(compile_it):
+        torch.manual_seed(0)
+        optimizer = ProxAdamW(kept.weights(), lr=torch.tensor(0.1), l1=0.02, **kept.options)
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=4)
+        step, counter = optimizer.step, None
+        if compile_it:
+            step, counter = compiled(step, fullgraph=False)
+        for _ in range(5):
+            step()
+            scheduler.step()
+        return optimizer, counter
+
+    (optimizer, counter), (eager, _) = run(True), run(False)
+    assert counter.frame_count == 1
+    assert_same_bits(snapshot(optimizer), snapshot(eager))
+
+
 @pytest.mark.parametrize("path", [PATHS["default"], PATHS["loop"]], ids=["default", "loop"])
 def test_a_changed_float_recompiles_once(path):
     """As with torch's AdamW: then the compiler has learned that the number changes."""
@@ -317,21 +385,28 @@ def test_a_tensor_lr_of_zero_moves_nothing(path):
 # ---- the op -----------------------------------------------------------------------------------
 
 
-def op_arguments(shapes, requires_grad=False, grad_scale=None, amsgrad=False):
+def op_arguments(shapes, requires_grad=False, grad_scale=None, amsgrad=False, coded=False):
     """Tensors and options of a group; with amsgrad a tensor lr."""
     params = [torch.randn(shape, requires_grad=requires_grad) for shape in shapes]
     grads, exp_avgs = ([torch.randn(shape) for shape in shapes] for _ in range(2))
     exp_avg_sqs = [torch.rand(shape) for shape in shapes]
     maxima = [torch.rand(shape) for shape in shapes if amsgrad]
     steps = [torch.tensor(2.0) for _ in shapes]
+    exponents: list[list[torch.Tensor]] = [[], []]
+    if coded:
+        exp_avgs, exp_avg_sqs = (
+            [torch.randint(256, shape, dtype=torch.uint8) for shape in shapes] for _ in range(2)
+        )
+        exponents = [[torch.full((1,), 120, dtype=torch.uint8) for _ in shapes] for _ in range(2)]
     options = {"l1": 0.01, "amsgrad": amsgrad, "metric": "euclidean" if amsgrad else "adaptive"}
     plain = [name for name in NUMBERS if not (amsgrad and name == "lr")]
     values = vars_of(Options(**options))
     values |= {name: torch.tensor(values[name], dtype=torch.float64) for name in plain}
     values |= {"lr": torch.tensor(0.1)} if amsgrad else {}
-    del values["state_dtype"]  # of the state, and not of the step
-    lists = (params, grads, exp_avgs, exp_avg_sqs, maxima, steps)
-    return (*lists, grad_scale, None, plain, *values.values())
+    del values["state_dtype"]  # it goes by its name
+    lists = (params, grads, exp_avgs, exp_avg_sqs, maxima, *exponents, steps)
+    drawn = ([*range(len(shapes))], "8bit") if coded else ([], None)
+    return (*lists, grad_scale, None, *drawn, plain, *values.values())
 
 
 def vars_of(options):
@@ -343,10 +418,10 @@ def vars_of(options):
 def test_opcheck(requires_grad):
     """Schema, fake implementation and functionalization, by torch's own test of an op."""
     shapes = [(3,), (2, 4), ()]
-    for amsgrad in (False, True):
-        plain = op_arguments(shapes, requires_grad, amsgrad=amsgrad)
+    for options in ({}, {"amsgrad": True}, {"coded": True}):
+        plain = op_arguments(shapes, requires_grad, **options)
         library.opcheck(torch.ops.proxadam.step.default, plain)
-        scaled = op_arguments(shapes, requires_grad, torch.tensor(2.0), amsgrad)
+        scaled = op_arguments(shapes, requires_grad, torch.tensor(2.0), **options)
         library.opcheck(torch.ops.proxadam.unscale_and_step.default, scaled)
 
 
@@ -365,6 +440,20 @@ def test_compiled_step_honours_the_scaler(path, grad_scale, found_inf):
     assert_as_eager(optimizer, eager, path)
     for param, twin in zip(params_of(optimizer), params_of(eager), strict=True):
         assert_same_bits(param.grad, twin.grad)
+
+
+@needs_kernel
+@pytest.mark.parametrize("found_inf", [0.0, 1.0])
+def test_a_compiled_step_on_codes_honours_the_scaler(found_inf):
+    optimizer = ProxAdamW(CODED.weights(), **LIVELY, **CODED.options)
+    optimizer.step()
+    eager = twin_of(optimizer)
+    before = snapshot(optimizer)
+    for each in (optimizer, eager):
+        each.grad_scale, each.found_inf = torch.tensor(8.0), torch.tensor(found_inf)
+    step, _ = compiled(optimizer.step, fullgraph=False)
+    steps_of_both(optimizer, step, eager, 2)
+    assert_same_bits(snapshot(optimizer), before if found_inf else snapshot(eager))
 
 
 @needs_kernel

@@ -11,8 +11,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from formats import BF16, CODED, NARROW, each_format
 from proxadam import ProxAdam, prox_adam
-from tools import assert_same_bits, error_of, snapshot, twin_of, weights
+from tools import assert_same_bits, error_of, params_of, snapshot, twin_of
 
 OPTIONS = {
     "amsgrad": False, "beta1": 0.9, "beta2": 0.99, "lr": 0.1, "weight_decay": 0.01, "eps": 1e-8,
@@ -60,25 +61,55 @@ def test_make_fx_records_the_op(kernel_module, tracing_mode):  # noqa: ARG001
         assert_same_bits(actual, expected)
 
 
+@each_format()
 @pytest.mark.parametrize("options", [{}, {"foreach": False}], ids=["kernel", "loop"])
-def test_a_mode_sees_the_step_and_leaves_its_bits(kernel_module, options):  # noqa: ARG001
-    watched = ProxAdam(weights((5,), (2, 3)), l1=0.01, **options)
+def test_a_mode_sees_the_step_and_leaves_its_bits(kernel_module, options, kept):  # noqa: ARG001
+    watched = ProxAdam(kept.weights(), l1=0.01, **kept.options, **options)
     unwatched = twin_of(watched)
     for _ in range(2):
         with Watch() as watch:
             watched.step()
         unwatched.step()
-    assert watch.counts["proxadam::step"] == (0 if options else 1)
-    assert watch.counts["aten::addcdiv_"] == (2 if options else 0)
+    calls = 2 if kept.moments is torch.uint8 else 1  # with codes and without
+    assert watch.counts["proxadam::step"] == (0 if options else calls)
+    assert watch.counts["aten::addcdiv_"] == (3 if options else 0)
     assert_same_bits(snapshot(watched), snapshot(unwatched))
 
 
-def test_fake_parameters_step_without_being_computed(kernel_module):  # noqa: ARG001
+@each_format()
+def test_fake_parameters_step_without_being_computed(kernel_module, kept):  # noqa: ARG001
     with FakeTensorMode():
-        param = Parameter(torch.ones(3))
-        param.grad = torch.ones(3)
-        ProxAdam([param], l1=0.01).step()
-    assert param.shape == (3,)
+        param = Parameter(torch.ones(70, 61, dtype=kept.dtype))
+        param.grad = torch.ones_like(param)
+        optimizer = ProxAdam([param], l1=0.01, **kept.options)
+        optimizer.step()
+    first = next(tensor for tensor in optimizer.state[param].values() if tensor.ndim)
+    assert (first.shape, first.dtype) == (param.shape, kept.moments or param.dtype)
+
+
+@each_format([BF16, CODED, *NARROW[-2:]])
+def test_make_fx_records_an_optimizers_step(kernel_module, kept):  # noqa: ARG001
+    """And the graph, run again, takes the step that an eager optimizer takes."""
+    optimizer = ProxAdam(kept.weights(), l1=0.01, **kept.options)
+    optimizer.step()
+    eager = twin_of(optimizer)
+
+    def step(*grads):
+        for param, grad in zip(params_of(optimizer), grads, strict=True):
+            param.grad = grad
+        optimizer.step()
+        return grads
+
+    grads = [torch.randn_like(param) for param in params_of(optimizer)]
+    graph = make_fx(step)(*grads)
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert targets.count("proxadam.step.default") == (2 if kept.moments is torch.uint8 else 1)
+    graph(*grads)
+    for _ in range(2):  # tracing has taken a step as well
+        for param, grad in zip(params_of(eager), grads, strict=True):
+            param.grad = grad
+        eager.step()
+    assert_same_bits(snapshot(optimizer), snapshot(eager))
 
 
 @slow_in_place

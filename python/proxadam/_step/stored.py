@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -77,13 +76,14 @@ class Chance:
     def __init__(self, options: Options, row: Row, step: Tensor) -> None:
         param, _, exp_avg = row.tensors[:3]
         self._row = row
-        self._step = step
-        self._seed = options.seed
+        self._in_memory = InMemory(exp_avg)
         self.rounds_state = options.stochastic_state and exp_avg.dtype in (
             torch.bfloat16,
             torch.uint8,
         )
         self._rounds_param = options.stochastic_params and param.dtype.itemsize == 2
+        if self.rounds_state or self._rounds_param:
+            self._draws = _draws(options.seed, row, step)
 
     def write_state(self, values: list[Tensor]) -> None:
         """Write moments, given in float32, and the maximum of the second: to the nearest."""
@@ -114,15 +114,10 @@ class Chance:
         flat = to_16_bits(self._in_memory.flat(values), dtype, draws)
         return self._in_memory.shaped(flat, values)
 
-    @cached_property
-    def _in_memory(self) -> InMemory:
-        return InMemory(self._row.tensors[2])
 
-    @cached_property
-    def _draws(self) -> Draws:
-        row = self._row
-        step: int | Tensor = self._step
-        if not torch.compiler.is_compiling() and self._step.is_cpu:
-            step = int(self._step.item())
-        key = tensor_key(self._seed, row.number)
-        return Draws(key, step, row.offset, row.numel, row.tensors[0].device)
+def _draws(seed: int, row: Row, step: Tensor) -> Draws:
+    counted: int | Tensor = step
+    if not torch.compiler.is_compiling() and step.is_cpu:
+        counted = int(step.item())
+    key = tensor_key(seed, row.number)
+    return Draws(key, counted, row.offset, row.numel, row.tensors[0].device)

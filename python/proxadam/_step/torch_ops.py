@@ -52,8 +52,8 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
     # The others in list order: they may share memory.
     for together in [*(kinds[k] for k in listed), *([r] for r in rows if _kind(r) not in listed)]:
         foreach = _kind(together[0]) in listed
-        plain = all(map(_is_plain, (*together[0].tensors, together[0].step)))
-        whole = traced or group.options.differentiable or not plain
+        tensors = *together[0].tensors, *together[0].exponents, together[0].step
+        whole = traced or group.options.differentiable or not all(map(_is_plain, tensors))
         if not whole and (foreach or together[0].numel > BLOCK_NUMEL):
             torch.empty(8 * BLOCK_NUMEL)  # glibc keeps as much as was ever freed at once
         for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
