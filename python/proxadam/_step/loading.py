@@ -50,7 +50,7 @@ def prepared(
     Returns:
         The same with, in each group, the options that the saved one has not heard of and the
         implementation and the format that the group has chosen; and the state of each parameter,
-        to be put in again behind torch, which casts moments and codes to the parameter's dtype.
+        to be put in behind torch, which would cast moments and codes to the parameter's dtype.
 
     Raises:
         ValueError: what was loaded is no state dict, or no step could be taken from it. The message
@@ -61,16 +61,16 @@ def prepared(
     pairs = list(zip(optimizer.param_groups, saved_groups, strict=False))
     groups: list[dict[str, Any]] = []
     states: dict[Tensor, dict[str, Any]] = {}
-    entries = dict(loaded["state"])
+    given, entries = loaded["state"], dict(loaded["state"])
     for i, (own, saved) in enumerate(pairs):
         chosen = {name: own[name] for name in (*IMPLEMENTATION, *FORMAT)}
         group = {name: own[name] for name in optimizer.defaults} | saved | chosen
         params = dict(zip(saved["params"], own["params"], strict=False))
         try:
             made = {
-                index: _state_of(param, group, entries[index], index)
+                index: _state_of(param, group, given[index], index)
                 for index, param in params.items()
-                if entries.get(index, {}) != {}
+                if given.get(index, {}) != {}
             }
             _check_steps(group, {index: (params[index], state) for index, state in made.items()})
         except Exception as error:  # whatever a step would raise
@@ -78,8 +78,9 @@ def prepared(
         groups.append(group)
         for index, state in made.items():
             states[params[index]] = state
-            kept = {k: v for k, v in entries[index].items() if k not in FORMATS}
-            entries[index] = kept | state
+            # Torch is not shown what it would cast to the parameter's dtype, a copy of it all.
+            others = {k: v for k, v in given[index].items() if k not in (*state, *FORMATS)}
+            entries[index] = {"step": state["step"], **others}
     rest = saved_groups[len(pairs) :]
     return {**loaded, "state": entries, "param_groups": groups + rest}, states
 
@@ -104,12 +105,22 @@ def _state_of(
     param: Tensor, group: Mapping[str, Any], loaded: Any, index: object
 ) -> dict[str, Any]:
     """The loaded state of a parameter in the formats and on the devices where it is kept."""
-    coded = isinstance(loaded, dict) and CODES[0] in loaded and MOMENTS[0] not in loaded
+    names = loaded.keys() if isinstance(loaded, dict) else set()
+    coded = not names.isdisjoint(CODES + EXPONENTS)
+    if coded and not names.isdisjoint(MOMENTS):
+        # As full_state_dict=True of torch.distributed.checkpoint leaves it: one of the two is what
+        # this optimizer began with, on some ranks without the other.
+        raise ValueError(
+            f"the loaded state of parameter {index} has moments and codes, so two formats were"
+            " merged; load into an optimizer with the state_dtype of the file, and its"
+            " state_dict() into one with another."
+        )
     for name in ("step", *(CODES + EXPONENTS if coded else MOMENTS)):
-        if not isinstance(loaded, dict) or name not in loaded:
+        if name not in names:
+            expected = ", ".join(CODES + EXPONENTS) if coded else "exp_avg"
             raise ValueError(
-                f"the loaded state of parameter {index} has no {name!r}, expected step, exp_avg"
-                " and exp_avg_sq; was it saved by another kind of optimizer?"
+                f"the loaded state of parameter {index} has no {name!r}, expected step, {expected}"
+                f"{'' if coded else ' and exp_avg_sq'}; was it saved by another kind of optimizer?"
             )
     kept = Format.of(param, group["state_dtype"])
     state: dict[str, Any] = {"step": _step_of(param, group, loaded["step"], index)}
@@ -165,6 +176,8 @@ def _encoded(param: Tensor, values: Tensor, name: str, what: str) -> dict[str, T
             " parameter's shards"
         )
     place = MOMENTS.index(name)
+    if place and (dtensor.shard(values) < 0).any():
+        raise ValueError(f"{what} is negative somewhere, and its code has no sign")
     like, exponents = Format.of(param, EIGHT_BITS).zeros(param), dtensor.zero_exponents(param)
     found = encoded(values, name, like, exponents)
     return dict(zip((CODES[place], EXPONENTS[place]), found, strict=True))

@@ -126,11 +126,7 @@ def decoded(codes: Tensor, exponents: Tensor, name: str) -> Tensor:
 
 
 def encoded(values: Tensor, name: str, like: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes, to the nearest, of a moment in floats; placed as ``like`` and ``exponents`` are.
-
-    Raises:
-        ValueError: a second moment that is negative.
-    """
+    """Codes, to the nearest, of a moment in floats; placed as ``like`` and ``exponents`` are."""
     moment = rounding_ops.FIRST if name == MOMENTS[0] else rounding_ops.SECOND
     local = dtensor.shard(like)
     in_memory = rounding_ops.InMemory(local)
