@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from formats import (
+    BF16,
     CODED,
     EIGHT,
     FP32,
@@ -513,6 +514,17 @@ def test_an_export_is_what_torch_goes_on_from(ours, theirs, kept):
     for optimizer in (torchs, mine):
         train(optimizer, 2, seed=1)
     assert_same_bits(snapshot(mine), snapshot(torchs))
+
+
+@each_format([BF16, CODED])
+def test_the_options_are_saved_as_numbers_and_names(kept):
+    """torch.distributed.checkpoint collects no others into a full state dict."""
+    optimizer = ProxAdamW(kept.weights(), **kept.options)
+    (saved,) = optimizer.state_dict()["param_groups"]
+    del saved["betas"], saved["params"]
+    assert {*map(type, saved.values())} <= {float, int, bool, str, type(None)}
+    assert saved["state_dtype"] == str(kept.options["state_dtype"])
+    assert optimizer.param_groups[0]["state_dtype"] == kept.options["state_dtype"]
 
 
 @each_twin

@@ -16,7 +16,6 @@ from ._step import dispatch, loading, lock, state
 from ._step.checks import check_dense
 from ._step.group import Group
 from ._step.options import (
-    EIGHT_BITS,
     Options,
     arguments_of,
     check_arguments,
@@ -153,13 +152,25 @@ class ProxAdam(Optimizer):
         group = self.param_groups[-1]
         try:
             check_group(group)
-            if group["state_dtype"] == EIGHT_BITS:
-                for param in group["params"]:
-                    state.check_takes_codes(param)
+            state.check_format(group)
             _load_kernels(group)
         except Exception:
             self.param_groups.pop()
             raise
+
+    @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with dtypes among the options by their names.
+
+        ``full_state_dict=True`` of torch.distributed.checkpoint takes no dtype, and what is loaded
+        keeps the ``state_dtype`` of the optimizer.
+        """
+        saved = super().state_dict()
+        groups = [
+            {k: str(v) if isinstance(v, torch.dtype) else v for k, v in group.items()}
+            for group in saved["param_groups"]
+        ]
+        return {**saved, "param_groups": groups}
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -18,10 +18,10 @@ from tools import assert_same_bits
 class Net(nn.Sequential):
     """A layer of 5 rows, of which four ranks have 2, 2, 1 and 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, a: int = 8, b: int = 12, c: int = 5, d: int = 4) -> None:
         torch.manual_seed(0)
         super().__init__(
-            nn.LayerNorm(8), nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 5), nn.Linear(5, 4)
+            nn.LayerNorm(a), nn.Linear(a, b), nn.Tanh(), nn.Linear(b, c), nn.Linear(c, d)
         )
         for param in self.parameters():
             param.data.add_(torch.randn_like(param), alpha=0.1)
@@ -36,8 +36,8 @@ class Engine:
     alike: bool = False  # all ranks are to see the same batch
     zero: dict | None = None  # options of ZeroRedundancyOptimizer
 
-    def __call__(self, cls, **options):
-        model = self.wrap(Net())
+    def __call__(self, cls, net=None, **options):
+        model = self.wrap(net or Net())
         if self.zero is None:
             return model, cls(model.parameters(), **options)
         from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -165,7 +165,7 @@ def set_gradients(model, seed):
 
     torch.manual_seed(seed)
     for param in model.parameters():
-        param.grad = torch.randn(param.shape)
+        param.grad = torch.randn(param.shape).to(param.dtype)
         if isinstance(param, DTensor):
             param.grad = distribute_tensor(param.grad, param.device_mesh, param.placements)
 

@@ -6,6 +6,7 @@ codes to floats, and train on them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.optim.optimizer import _get_scalar_dtype
 
 from . import dtensor, rounding_ops
 from .options import EIGHT_BITS, SMALL
+from .rounding_ops import BLOCK
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAX_EXP_AVG_SQ = "max_exp_avg_sq"  # with amsgrad alone
@@ -82,6 +84,26 @@ class Format:
     def zeros(self, param: Tensor) -> Tensor:
         """A moment of a parameter that has not been stepped yet."""
         return torch.zeros_like(param, dtype=self.dtype, memory_format=torch.preserve_format)
+
+
+def check_format(group: Mapping[str, Any]) -> None:
+    """Hold the parameters of a new group to its ``state_dtype``, and tell which do not fit it.
+
+    Raises:
+        ValueError: 8 bits for a parameter in float64 or a complex dtype.
+    """
+    if group["state_dtype"] != EIGHT_BITS:
+        return
+    formats = [Format.of(param, EIGHT_BITS) for param in group["params"]]
+    wide = [i for i, found in enumerate(formats) if found.dtype == torch.bfloat16]
+    if wide and not torch.compiler.is_compiling():
+        first = group["params"][wide[0]]
+        warnings.warn(
+            f"state_dtype={EIGHT_BITS!r} is torch.bfloat16 for {len(wide)} of {len(formats)}"
+            f" parameters, such as {wide[0]} of shape {tuple(first.shape)} placed as"
+            f" {first.placements}: blocks of {BLOCK} elements would not lie whole on the ranks.",
+            stacklevel=2,
+        )
 
 
 def check_takes_codes(param: Tensor) -> None:
