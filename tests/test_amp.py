@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import math
 
 import pytest
 import torch
 
+from formats import FORMATS, LIVELY, each_format
 from proxadam import ProxAdam, is_built
 from tools import (
     BUSY,
@@ -56,6 +58,52 @@ def test_unscaling_is_not_rounded_before_the_step(backend):
     scaled(ProxAdam([param], lr=1.0, eps=1e-12, **backend.options), 65536.0).step()
     assert (param.grad == 0).all(), "2⁻²⁶ is zero in float16"
     assert param.tolist() == pytest.approx([-1.0] * 8, rel=1e-3)
+
+
+@each_format()
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_found_inf_spares_every_format(any_backend, kept, steps_before):
+    """Codes, exponents, and of what is made by the skipped step the count; then all go on."""
+    optimizer = ProxAdam(kept.weights(), **LIVELY, **kept.options, **any_backend.options)
+    for _ in range(steps_before):
+        optimizer.step()
+    other, before = twin_of(optimizer), snapshot(optimizer)
+    grads = [param.grad.clone() for param in params_of(optimizer)]
+    for param in params_of(optimizer):
+        param.grad[0] = math.inf
+    scaled(optimizer, 8.0, 1.0).step()
+    after = snapshot(optimizer)
+    assert_same_bits({name: after[name] for name in before}, before)
+    assert not any(
+        t.any() for name, t in after.items() if name not in before and name[:6] != "number"
+    )
+    for param, grad in zip(params_of(optimizer), grads, strict=True):
+        param.grad = 8 * grad
+    scaled(optimizer, 8.0).step()
+    other.step()
+    assert_same_bits(snapshot(optimizer), snapshot(other))
+
+
+@each_format(FORMATS[:-1])  # a scaler takes no gradients in float16
+def test_a_scaler_and_a_closure_train_in_every_format(any_backend, kept):
+    """The step that overflows draws nothing, and a closure is run before anything is drawn."""
+    plain = ProxAdam(kept.weights(), **LIVELY, **kept.options, **any_backend.options)
+    amp = twin_of(plain)
+    scaler = torch.amp.GradScaler(any_backend.device, init_scale=8.0, growth_interval=2)
+
+    def losses(optimizer, scale=lambda loss: loss, infinite=False):
+        optimizer.zero_grad()
+        loss = sum(overflowing(param, infinite) for param in params_of(optimizer))
+        scale(loss).backward()
+        return loss
+
+    for i in range(5):
+        losses(amp, scaler.scale, i == 2)
+        scaler.step(amp)
+        scaler.update()
+        if i != 2:
+            plain.step(functools.partial(losses, plain))
+    assert_same_bits(snapshot(amp), snapshot(plain))
 
 
 @pytest.mark.parametrize("found_inf", [1.0, 2.0, math.inf])

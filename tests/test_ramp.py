@@ -10,6 +10,7 @@ import torch
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from formats import NARROW, SMALL, each_format
 from proxadam import ProxAdam, ProxAdamW, SparsityRamp, param_groups, sparsity
 from proxadam._sparsity import ramp
 from ramps import (
@@ -81,6 +82,27 @@ def test_training_goes_on_over_the_zeros(any_backend):
         optimizer.step()
         scheduler.step()
     assert float(sparsity(optimizer)) == scheduler.last_sparsity == 0.8
+
+
+@each_format([*SMALL, *NARROW])
+@pytest.mark.parametrize("unit", ["weight", "row"])
+def test_a_format_loses_the_weights_that_its_moments_in_float32_would(kept, unit):
+    small = ProxAdamW(kept.weights(), lr=0.01, **kept.options)
+    small.step()
+    params = [Parameter(param.detach().clone()) for param in params_of(small)]
+    wide = ProxAdamW(params, state_dtype=torch.float32)
+    wide.load_state_dict(copy.deepcopy(small.state_dict()))
+    shares = []
+    for optimizer in (small, wide):
+        scheduler = SparsityRamp(optimizer, 0.8, begin=0, end=1, unit=unit)
+        scheduler.step()
+        shares.append(scheduler.last_sparsity)
+    assert shares[0] == shares[1] == pytest.approx(0.8, abs=0.05)
+    for actual, expected in zip(*map(params_of, (small, wide)), strict=True):
+        assert_same_bits(actual, expected)
+    for _ in range(3):
+        small.step()
+    assert float(sparsity(small)) >= 0.7
 
 
 @pytest.mark.parametrize("first", ["optimizer", "scheduler"])

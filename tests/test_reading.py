@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 
+from formats import BF16, NARROW, SMALL, each_format
 from proxadam import ProxAdam, sparsity, stationarity, suggest_l1
 from proxadam._sparsity import reading
-from tools import assert_same_bits, error_of, snapshot, weights
+from tools import assert_same_bits, error_of, params_of, snapshot, weights
 
 
 class Reads(torch.utils._python_dispatch.TorchDispatchMode):
@@ -85,3 +87,44 @@ def test_a_state_before_its_first_step_counts_as_none():
     assert math.isnan(stationarity(optimizer).total)
     raised, text = error_of(suggest_l1, optimizer)
     assert raised is ValueError and "has taken some steps" in text
+
+
+def _in_format(kept, metric="adaptive", steps=3, **options):
+    torch.manual_seed(0)
+    params = kept.weights((70, 61), (7,), (8, 16, 5, 9))
+    params[2].data = params[2].data.contiguous(memory_format=torch.channels_last)
+    optimizer = ProxAdam(params, metric=metric, **{"lr": 0.01, "l1": 0.1, **options})
+    for _ in range(steps):
+        for param in params:
+            param.grad = (param.detach() + torch.randn(param.shape)).to(param)
+        optimizer.step()
+    return optimizer
+
+
+def _numbers(optimizer):
+    residual = stationarity(optimizer)
+    rms = [*residual.params.values(), *residual.groups, residual.total]
+    return [*rms, residual.max, *(suggest_l1(optimizer, share) for share in (0.1, 0.5, 0.9))]
+
+
+@each_format([*SMALL, *NARROW])
+@pytest.mark.parametrize("metric", ["adaptive", "euclidean"])
+def test_what_is_read_of_a_format_is_read_of_its_moments_in_float32(kept, metric, monkeypatch):
+    monkeypatch.setattr(reading, "_CPU_CHUNK", 1000)
+    small = _in_format(kept, metric, **kept.options)
+    params = [torch.nn.Parameter(p.detach().clone()) for p in params_of(small)]
+    wide = ProxAdam(params, state_dtype=torch.float32)
+    wide.load_state_dict(copy.deepcopy(small.state_dict()))
+    assert _numbers(small) == _numbers(wide)
+
+
+@each_format(SMALL)
+@pytest.mark.parametrize("metric", ["adaptive", "euclidean"])
+def test_a_format_reads_as_float32_within_its_error(kept, metric):
+    """A number over thousands of weights is nearer than one of them, whose error is by chance."""
+    small, wide = (_numbers(_in_format(kept, metric, 20, **o)) for o in (kept.options, {}))
+    of_all = slice(3, 5)
+    unit = 2.0**-8 if kept is BF16 else 2.0**-4
+    assert small != wide
+    assert small[of_all] == pytest.approx(wide[of_all], rel=unit / 4)
+    assert small[-3:] == pytest.approx(wide[-3:], rel=2 * unit)

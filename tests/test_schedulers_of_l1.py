@@ -10,6 +10,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import AdamW
 
+from formats import FP32, NARROW, SMALL, each_format
 from proxadam import (
     CubicL1,
     L1Scheduler,
@@ -294,6 +295,29 @@ def test_steers_a_real_training(target):
         scheduler.step()
     assert abs((w == 0).sum().item() - 100 * target) <= 4
     assert w[:10].all()
+
+
+def _shares(kept):
+    """Of zeros, at the last of 600 steps on noisy gradients of a quadratic with random minima."""
+    torch.manual_seed(0)
+    w = Parameter(torch.randn(70, 61).to(kept.dtype))
+    minima = w.detach().float().clone()
+    optimizer = ProxAdamW([w], lr=0.02, weight_decay=0.0, l1=0.7, **kept.options)
+    scheduler = TargetSparsityL1(optimizer, 0.7, every=10)
+    shares = []
+    for _ in range(600):
+        w.grad = (w.detach().float() - minima + 0.1 * torch.randn(w.shape)).to(w.dtype)
+        optimizer.step()
+        scheduler.step()
+        shares.append((w == 0).float().mean().item())
+    return torch.tensor(shares[-100:])
+
+
+@each_format([*SMALL, *NARROW])
+def test_steers_every_format_as_float32(kept):
+    actual, expected = _shares(kept), _shares(FP32)
+    assert 0.6 < expected.mean() < 0.7  # it is on its way up to 0.7
+    assert abs(actual.mean() - expected.mean()) < 0.003
 
 
 def _regression(until, steps=1200, lr_at_end=0.01, **options):

@@ -6,6 +6,7 @@ Each trains the same small network on the same batches, with a schedule and clip
 from __future__ import annotations
 
 import functools
+import sys
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
+from formats import SMALL, each_format
 from proxadam import ProxAdamW, backends
 from tools import LOOP, assert_same_bits, error_of, snapshot, threads
 
@@ -27,6 +29,8 @@ pytestmark = [
 STEPS = 8
 CLIP = 0.05
 L1 = {"l1": 0.002}  # well below the gradients as they are clipped
+WIDTH = 17
+WIDE = 512  # takes codes
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +45,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Linear(9, 17), nn.LayerNorm(17), nn.Tanh(), nn.Linear(17, 3))
+        self.body = nn.Sequential(
+            nn.Linear(9, WIDTH), nn.LayerNorm(WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3)
+        )
 
     def forward(self, inputs, labels):
         outputs = self.body(inputs)
@@ -218,6 +224,19 @@ def test_a_resumed_run_goes_on(train, tmp_path):
     resumed = train(functools.partial(ProxAdamW, **L1, amsgrad=True), tmp_path, resume=True)
     assert_same_bits(snapshot(resumed), snapshot(whole))
     assert resumed.param_groups[0]["l1"] == L1["l1"]
+
+
+@each_trainer
+@each_format(SMALL)
+def test_a_resumed_run_goes_on_in_each_format(train, tmp_path, kept, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", WIDE)
+    make = functools.partial(ProxAdamW, l1=2e-4, **kept.options)
+    whole = train(make, tmp_path)
+    resumed = train(make, tmp_path, resume=True)
+    assert_same_bits(snapshot(resumed), snapshot(whole))
+    assert 0.05 < share_of_zeros(whole) < 0.95
+    dtypes = {t.dtype for own in whole.state.values() for n, t in own.items() if n[:7] == "exp_avg"}
+    assert kept.moments in dtypes
 
 
 def test_lightning_clips_under_mixed_precision(tmp_path):
