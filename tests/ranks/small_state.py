@@ -24,7 +24,7 @@ from proxadam import (
 from proxadam._step import state as state_module
 from tools import assert_same_bits, error_of, params_of, snapshot
 
-from .checks import PATHS, check
+from .checks import PATHS, check, check_each
 from .engines import ENGINES, Net, assert_all_same, gathered, mesh, set_gradients, whole
 
 # On two ranks and on four, blocks of 256 elements lie whole on the shards of the first two, and
@@ -106,11 +106,11 @@ def rows_as_one_process(kept, path):
         assert_same_bits(whole_snapshot(sharded), whole_snapshot(single))
 
 
-@check(**{engine: (engine,) for engine in ("ddp", "fsdp2", "fsdp2_offload", "hsdp")})
+ALIKE = ("ddp", "fsdp2", "fsdp2_offload", "hsdp")
+
+
+@check_each({name: ENGINES[name] for name in ALIKE})
 def engines_as_one_process(engine):
-    engine = ENGINES[engine]
-    if dist.get_world_size() not in engine.ranks:
-        return
     for kept in (CODED, NARROW[-2]):
         options = {**LIVELY, **kept.options}
         model, optimizer = engine(ProxAdamW, Net(*WIDE).to(kept.dtype), **options)
