@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -525,6 +526,71 @@ def test_the_options_are_saved_as_numbers_and_names(kept):
     assert {*map(type, saved.values())} <= {float, int, bool, str, type(None)}
     assert saved["state_dtype"] == str(kept.options["state_dtype"])
     assert optimizer.param_groups[0]["state_dtype"] == kept.options["state_dtype"]
+
+
+def convolution(memory_format):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 64, 3).to(memory_format=memory_format)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optimizer = ProxAdamW(layer.parameters(), **EIGHT)
+    texts = [str(warning.message) for warning in said]
+    assert texts == ([] if memory_format is torch.contiguous_format else [
+        "state_dtype='8bit' is torch.bfloat16 for 1 of 2 parameters, such as 0 of shape"
+        " (64, 16, 3, 3), not in the order of its dimensions in memory, which no file of codes"
+        " would tell."
+    ])  # fmt: skip
+    return layer, optimizer
+
+
+def by_checkpoint(saver, loader, folder):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    dcp.save(get_optimizer_state_dict(*saver), checkpoint_id=folder, no_dist=True)
+    wanted = get_optimizer_state_dict(*loader)
+    dcp.load(wanted, checkpoint_id=folder, no_dist=True)
+    set_optimizer_state_dict(*loader, wanted)
+
+
+def by_contiguous_copies(saver, loader, _):
+    saved = copy.deepcopy(saver[1].state_dict())
+    for own in saved["state"].values():
+        own.update({k: t.contiguous() for k, t in own.items() if isinstance(t, torch.Tensor)})
+    loader[1].load_state_dict(saved)
+
+
+MEMORY_FORMATS = {"rows": torch.contiguous_format, "channels-last": torch.channels_last}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+@pytest.mark.parametrize("carried", [by_checkpoint, by_contiguous_copies], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("to", MEMORY_FORMATS)
+@pytest.mark.parametrize("of", MEMORY_FORMATS)
+def test_files_that_forget_strides_do_not_part_codes_from_exponents(of, to, carried, tmp_path):
+    """The moments come out right, or the loader's keys are not in the file."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    saver, loader = (convolution(MEMORY_FORMATS[name]) for name in (of, to))
+    weight = saver[0].weight
+    weight.grad = torch.randn_like(weight) * torch.logspace(-6, 0, 3)  # a scale for each column
+    saver[0].bias.grad = torch.ones(64)
+    saver[1].step()
+    try:
+        carried(saver, loader, tmp_path)
+    except CheckpointException as error:
+        assert (of != to) and carried is by_checkpoint
+        assert "Missing key in checkpoint state_dict: state.weight.exp_avg" in str(error)
+        return
+    for name in MOMENTS:
+        actual, expected = (moment(o.state[m.weight], name).float() for m, o in (loader, saver))
+        allowed = 0 * expected
+        if of == "channels-last" and to == "rows":  # encoded
+            allowed = CODED.allowed(expected, block_maxima(expected.contiguous()))
+        assert ((actual - expected).abs() <= allowed).all()
 
 
 @each_twin

@@ -92,7 +92,6 @@ def test_a_state_before_its_first_step_counts_as_none():
 def _in_format(kept, metric="adaptive", steps=3, **options):
     torch.manual_seed(0)
     params = kept.weights((70, 61), (7,), (8, 16, 5, 9))
-    params[2].data = params[2].data.contiguous(memory_format=torch.channels_last)
     optimizer = ProxAdam(params, metric=metric, **{"lr": 0.01, "l1": 0.1, **options})
     for _ in range(steps):
         for param in params:

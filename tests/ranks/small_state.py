@@ -32,7 +32,10 @@ from .engines import ENGINES, Net, assert_all_same, gathered, mesh, set_gradient
 FIT = [(64, 64), (33, 256), (100,)]
 MISFIT = [(20, 320), (9, 512)]
 WIDE = 64, 96, 64, 64  # a net whose matrices all fit
-TEXT = "state_dtype='8bit' is torch.bfloat16 for 2 of 2 parameters, such as 0 of shape (20, 320)"
+TEXT = (
+    "state_dtype='8bit' is torch.bfloat16 for 2 of 2 parameters, such as 0 of shape (20, 320),"
+    " placed as (Shard(dim=0),), where ranks would have parts of blocks of 256."
+)
 
 
 def rows(tensor):
@@ -139,10 +142,7 @@ def blocks_that_do_not_fit_are_said_once():
         optimizer.load_state_dict(optimizer.state_dict())
         train(optimizer, rows)
     texts = [str(warning.message) for warning in said]
-    assert len(texts) == 1, texts
-    assert texts[0].startswith(TEXT), texts
-    assert "\n" not in texts[0]
-    assert said_by_all(texts) == [texts] * dist.get_world_size()
+    assert said_by_all(texts) == [[TEXT]] * dist.get_world_size(), texts
     formats = [
         next(t for name, t in optimizer.state[p].items() if name.startswith("exp_avg")).dtype
         for p in params_of(optimizer)

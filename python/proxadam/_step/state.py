@@ -71,7 +71,8 @@ class Format:
             check_takes_codes(param)
             if param.numel() < CODED_NUMEL or param.ndim < 2:
                 return cls(torch.float32)
-            return cls(torch.uint8 if dtensor.has_whole_blocks(param) else torch.bfloat16)
+            fits = _lies_in_order(param) and dtensor.has_whole_blocks(param)
+            return cls(torch.uint8 if fits else torch.bfloat16)
         small = state_dtype == torch.bfloat16 and takes_small_state(param.dtype)
         wide = isinstance(state_dtype, torch.dtype) and goes_with(param.dtype, state_dtype)
         return cls(state_dtype if small or wide else param.dtype)  # type: ignore[arg-type]
@@ -98,12 +99,28 @@ def check_format(group: Mapping[str, Any]) -> None:
     wide = [i for i, found in enumerate(formats) if found.dtype == torch.bfloat16]
     if wide and not torch.compiler.is_compiling():
         first = group["params"][wide[0]]
+        why = "not in the order of its dimensions in memory, which no file of codes would tell"
+        if _lies_in_order(first):
+            why = f"placed as {first.placements}, where ranks would have parts of blocks of {BLOCK}"
         warnings.warn(
             f"state_dtype={EIGHT_BITS!r} is torch.bfloat16 for {len(wide)} of {len(formats)}"
-            f" parameters, such as {wide[0]} of shape {tuple(first.shape)} placed as"
-            f" {first.placements}: blocks of {BLOCK} elements would not lie whole on the ranks.",
+            f" parameters, such as {wide[0]} of shape {tuple(first.shape)}, {why}.",
             stacklevel=2,
         )
+
+
+def _lies_in_order(param: Tensor) -> bool:
+    """Whether blocks of a moment's memory are blocks in the order of the dimensions.
+
+    Only then do codes and exponents go together in every file: torch.distributed.checkpoint, for
+    one, copies codes into the strides of whoever loads them, and exponents as they are.
+    """
+    if param.layout is not torch.strided or param.is_nested:
+        return False
+    if dtensor.is_dtensor(param):
+        return param.is_contiguous()
+    made = torch.empty_like(param, dtype=torch.uint8, device="meta")  # takes over no gaps
+    return made.is_contiguous()
 
 
 def check_takes_codes(param: Tensor) -> None:
