@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.utils.data import DataLoader, TensorDataset
 
+from formats import CODED, LIVELY, SMALL, each_format
 from proxadam import ProxAdam
 from proxadam._step import lock
 from tools import (
@@ -213,6 +214,36 @@ def test_a_model_moved_to_another_dtype(any_backend, before, after):
         assert param.dtype == after
         assert param.isfinite().all()
         assert not torch.equal(param, kept[str(i)].to(after))
+
+
+@each_format(SMALL)
+@pytest.mark.parametrize("after", DTYPES)
+def test_a_model_with_small_state_moved_to_another_dtype(any_backend, kept, after):
+    """Small moments go with any narrower weight; with float64 none do, nor are there codes."""
+    model = nn.Linear(6, 700)
+    optimizer = ProxAdam(model.parameters(), **LIVELY, **kept.options, **any_backend.options)
+    step = functools.partial(train_once, model, optimizer)
+    step()
+    model.to(after)
+    kept_before = snapshot(optimizer)
+    error = error_of(step)
+    if after != torch.float64:
+        assert error is None
+    else:
+        kind, text = error
+        assert kind is RuntimeError
+        assert "was the parameter cast" in text
+        assert "\n" not in text
+        assert_same_bits(snapshot(optimizer), kept_before)
+        reloaded = error_of(optimizer.load_state_dict, optimizer.state_dict())
+        if kept is CODED:
+            assert reloaded[0] is ValueError
+            assert "takes parameters in float32, bfloat16 and float16, got one in" in reloaded[1]
+            return
+        assert reloaded is None  # the moments are float64 now
+        step()
+    assert {state["step"].item() for state in optimizer.state.values()} == {2.0}
+    assert all(p.dtype == after and p.isfinite().all() for p in model.parameters())
 
 
 @each_twin

@@ -488,6 +488,23 @@ def another_format_is_loaded_or_refused(of, to):
     assert_same_bits(moments_of(last), expected)
 
 
+@check((2,), **{"fp32-8bit": (FP32, CODED), "8bit-bf16": (CODED, BF16)})
+def the_rank_with_the_file_refuses_what_torch_merges(of, to):
+    """It alone is shown the file's moments; the others go on with what they have begun with."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    model, saver = _wide_fsdp2(of)
+    set_gradients(model, 0)
+    saver.step()
+    file = copied(model, saver)
+    other, loader = _wide_fsdp2(to)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    given = file if dist.get_rank() == 0 else {}
+    error = error_of(set_optimizer_state_dict, other, loader, given, options=options)
+    refused = error is not None and "two formats were merged" in error[1]
+    assert said_by_all(refused) == [True, False], error
+
+
 MISFIT_NET = 320, 20, 256, 16  # its first matrix, of 20 rows, takes codes on one process alone
 
 
