@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from . import dtensor, rounding_ops
-from .options import EIGHT_BITS, SMALL
+from .options import EIGHT_BITS, SMALL, check_small_state
 from .rounding_ops import BLOCK
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -203,6 +203,8 @@ def as_step(param: Tensor, group: Mapping[str, Any], step: Any) -> Tensor:
 def max_exp_avg_sq(state: dict[str, Tensor], made: Made | None) -> Tensor:
     """The running maximum; made late where amsgrad is switched on in the middle of a run."""
     if MAX_EXP_AVG_SQ not in state:
+        if CODES[0] in state:
+            check_small_state(EIGHT_BITS, amsgrad=True, differentiable=False)
         put(state, MAX_EXP_AVG_SQ, torch.zeros_like(state["exp_avg_sq"]), made)
     return state[MAX_EXP_AVG_SQ]
 
