@@ -48,24 +48,40 @@ PROXADAM_INLINE int32_t code_base(Moment moment, uint8_t exponent) {
   return 8 * (int32_t(exponent) - (lowest_exponent(moment) - 1));
 }
 
-PROXADAM_INLINE float decode(Moment moment, uint32_t code, int32_t base) {
-  const uint32_t magnitude = code & uint32_t(top_code(moment));
-  const uint32_t sign = moment == Moment::kFirst ? (code & 0x80u) << 24 : 0;
-  return as_float(magnitude ? (magnitude + uint32_t(base)) << 20 | sign : 0);
+// The same where it is added, twenty bits further up.
+PROXADAM_INLINE uint32_t decoding_base(Moment moment, uint8_t exponent) {
+  return uint32_t(code_base(moment, exponent)) << 20;
 }
 
-// `chance`: 16 random bits, or kToNearest. A NaN, whose sign depends on who made it, has none.
+PROXADAM_INLINE float decode(Moment moment, uint32_t code, uint32_t decoding_base) {
+  const uint32_t magnitude = code & uint32_t(top_code(moment));
+  const uint32_t sign = moment == Moment::kFirst ? (code & 0x80u) << 24 : 0;
+  return as_float(magnitude ? ((magnitude << 20) + decoding_base) | sign : 0);
+}
+
+// A code without its sign. `chance`: 16 random bits, or kToNearest.
 constexpr uint32_t kToNearest = 0x8000;
-PROXADAM_INLINE uint32_t encode(Moment moment, float x, int32_t base, uint32_t chance) {
-  const uint32_t bits = as_bits(x);
-  const uint32_t magnitude = bits & 0x7fffffffu;
+PROXADAM_INLINE uint32_t encode_magnitude(Moment moment, float x, int32_t base, uint32_t chance) {
+  const uint32_t magnitude = as_bits(x) & 0x7fffffffu;
   const int32_t rounded = int32_t((magnitude + (chance << 4)) >> 20) - base;
-  const int32_t top = top_code(moment);
   const int32_t lowest = moment == Moment::kSecond && magnitude != 0;
-  const int32_t code = rounded > top ? top : rounded < lowest ? lowest : rounded;
-  const bool signs = moment == Moment::kFirst && code != 0 && magnitude <= 0x7f800000u;
-  const uint32_t sign = signs ? bits >> 24 & 0x80u : 0;
-  return uint32_t(code) | sign;
+  const int32_t top = top_code(moment);
+  const int32_t code = rounded < lowest ? lowest : rounded;
+  return uint32_t(code > top ? top : code);
+}
+
+// Magnitudes of first moments with their signs, a byte each: adding carries into the sign's place
+// where a code is not 0.
+PROXADAM_INLINE uint32_t with_signs(uint32_t magnitudes, uint32_t signs) {
+  return magnitudes | ((magnitudes + 0x7f7f7f7fu) & signs & 0x80808080u);
+}
+
+// A NaN, whose sign depends on who made it, has none.
+PROXADAM_INLINE uint32_t encode(Moment moment, float x, int32_t base, uint32_t chance) {
+  const uint32_t code = encode_magnitude(moment, x, base, chance);
+  const bool is_nan = (as_bits(x) & 0x7fffffffu) > 0x7f800000u;
+  const uint32_t sign = moment == Moment::kFirst && !is_nan ? as_bits(x) >> 24 : 0;
+  return moment == Moment::kFirst ? with_signs(code, sign) : code;
 }
 
 }  // namespace proxadam

@@ -55,6 +55,14 @@ PROXADAM_INLINE uint32_t draw(uint32_t key, uint32_t index) {
   return hash32(index * kGolden + key);
 }
 
+// What of a tensor is rounded by chance where the options say so.
+PROXADAM_INLINE constexpr bool state_draws(const TensorTypes& types) {
+  return types.state == ScalarType::kBFloat16 || types.state == ScalarType::kCode8;
+}
+PROXADAM_INLINE constexpr bool param_draws(const TensorTypes& types) {
+  return is_16_bit(types.param);
+}
+
 // ---- 16 bits ----------------------------------------------------------------------------------
 //
 // What the format has is kept as it is, zeros among it. Of a draw bfloat16 takes the lower 16 bits.

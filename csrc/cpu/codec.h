@@ -143,7 +143,7 @@ void store(const opmath_t* tile, int64_t begin, int64_t numel, const Stored& sto
 
 template <Moment moment>
 PROXADAM_INLINE void load_block(const uint8_t* from, int64_t numel, uint8_t exponent, float* to) {
-  const int32_t base = code_base(moment, exponent);
+  const uint32_t base = decoding_base(moment, exponent);
   for (int64_t i = 0; i < numel; ++i) to[i] = decode(moment, from[i], base);
 }
 

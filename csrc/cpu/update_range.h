@@ -49,8 +49,8 @@ void update_in(const Range& range) {
   Tile<opmath_t> exp_avg_sqs(buffers.exp_avg_sq, range.types.state, range.exponents.exp_avg_sq,
                              Moment::kSecond);
   Tile<opmath_t> max_exp_avg_sqs(buffers.max_exp_avg_sq, range.types.state);
-  const bool rounds_state = range.stochastic.state && exp_avgs.converts();
-  const bool rounds_param = range.stochastic.param && params.converts();
+  const bool rounds_state = range.stochastic.state && state_draws(range.types);
+  const bool rounds_param = range.stochastic.param && param_draws(range.types);
   const bool by_chance = rounds_state || rounds_param;
   const bool converts = params.converts() || grads.converts() || exp_avgs.converts();
   const int64_t tile = converts ? kTile : kFew;
