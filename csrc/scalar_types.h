@@ -110,14 +110,15 @@ struct Scalars {
   using param_t = param;
   using grad_t = grad;
   using state_t = state;
+  static constexpr TensorTypes kTypes{kScalarType<param>, kScalarType<grad>, kScalarType<state>};
 };
 
 // Calls f with the Scalars of legal types.
 template <typename F>
 inline auto with_types(const TensorTypes& types, F f) {
-#define PROXADAM_CASE(param_t, grad_t, state_t)                                                \
-  if (types == TensorTypes{kScalarType<param_t>, kScalarType<grad_t>, kScalarType<state_t>}) { \
-    return f(Scalars<param_t, grad_t, state_t>{});                                             \
+#define PROXADAM_CASE(param_t, grad_t, state_t)             \
+  if (types == Scalars<param_t, grad_t, state_t>::kTypes) { \
+    return f(Scalars<param_t, grad_t, state_t>{});          \
   }
   PROXADAM_TENSOR_TYPES(PROXADAM_CASE)
 #undef PROXADAM_CASE

@@ -5,11 +5,12 @@
 
 #include <cuda_runtime.h>  // for CUDART_VERSION
 
-#include <cstdint>  // for int64_t, uint8_t, uint16_t, uint32_t
+#include <cstdint>      // for int64_t, uint8_t, uint16_t, uint32_t
+#include <type_traits>  // for is_same
 
 #include "../options.h"       // for DeviceScalar, Options
 #include "../prox_adam.h"     // for StepConstants, Update
-#include "../scalar_types.h"  // for Buffers
+#include "../scalar_types.h"  // for Buffers, Exponents
 
 namespace proxadam {
 
@@ -44,6 +45,16 @@ struct LaunchEntry {
   std::int64_t numel;
 };
 
+// One of which something is rounded by chance, or whose moments are in codes. Its elements have one
+// key: those behind a multiple of 2^32 are an entry of their own.
+struct ChanceEntry : LaunchEntry {
+  Exponents exponents;
+  std::int64_t offset;
+  std::uint32_t tensor_key;
+  bool rounds_state;
+  bool rounds_params;
+};
+
 // Constants that the host has computed.
 template <typename opmath_t>
 struct KnownConstants {
@@ -53,9 +64,12 @@ struct KnownConstants {
 
 // Tensors of one set of dtypes on one device, cut into chunks of `chunk` elements from each one's
 // start: a block finds its tensor in `first_chunk`, the running sum of their counts of chunks.
-template <typename opmath_t, int bytes>
+template <typename opmath, int bytes, typename EntryOf = LaunchEntry>
 struct LaunchTable {
-  static constexpr int kEntryBytes = sizeof(LaunchEntry) + 4 + 2 + 1;
+  using opmath_t = opmath;
+  using Entry = EntryOf;
+
+  static constexpr int kEntryBytes = sizeof(Entry) + 4 + 2 + 1;
   static constexpr int kHeaderBytes = 2 * sizeof(DeviceScalar) + 16;
   static constexpr int kConstantBytes = bytes / 8 / 8 * 8;
   static constexpr int kEntries = (bytes - kHeaderBytes - kConstantBytes - 8) / kEntryBytes;
@@ -72,14 +86,20 @@ struct LaunchTable {
     KnownConstants<opmath_t> known[kKnown];
     Options sources[kSources];
   };
-  LaunchEntry entry[kEntries];
+  Entry entry[kEntries];
   std::uint32_t first_chunk[kEntries];
   std::uint16_t constants[kEntries];  // index into `known` or `sources`
   StepKind step_kind[kEntries];
 };
 
+// Of one size, for the kernels are many.
+using ChanceTable = LaunchTable<float, kLargeTable, ChanceEntry>;
+template <typename Table>
+constexpr bool kIsChanceTable = std::is_same<Table, ChanceTable>::value;
+
 static_assert(sizeof(LaunchTable<float, kSmallTable>) <= kSmallTable, "arguments too large");
 static_assert(sizeof(LaunchTable<double, kLargeTable>) <= kLargeTable, "arguments too large");
+static_assert(sizeof(ChanceTable) <= kLargeTable, "arguments too large");
 static_assert(LaunchTable<double, kSmallTable>::kSources >= 2, "room for a few groups");
 
 // `step` tensors on one device, to be counted on when the step is done.

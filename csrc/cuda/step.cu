@@ -6,9 +6,11 @@
 #include <iterator>   // for begin, end
 #include <memory>     // for unique_ptr
 
+#include "../codes.h"      // for kBlock
+#include "../rounding.h"   // for param_draws, state_draws
 #include "device.h"        // for check_cuda, DeviceGuard
-#include "kernel_table.h"  // for Kernel, kernel_for
-#include "launch_table.h"  // for CounterTable, kThreads, LaunchTable
+#include "kernel_table.h"  // for Kernel, kernel_for, may_take_chance, may_take_none
+#include "launch_table.h"  // for ChanceTable, CounterTable, kThreads, LaunchTable
 #include "step.h"
 
 namespace proxadam {
@@ -45,13 +47,25 @@ void launch(void (*kernel)(Table), const Table& table, std::int64_t blocks, void
 struct Kind {
   TensorTypes types;
   bool amsgrad;
+  bool takes_chance;  // a ChanceTable
   bool computes_constants;
 
   bool operator==(const Kind& other) const {
-    return types == other.types && amsgrad == other.amsgrad &&
+    return types == other.types && amsgrad == other.amsgrad && takes_chance == other.takes_chance &&
            computes_constants == other.computes_constants;
   }
 };
+
+bool rounds_state(const TensorEntry& entry, const Options& options) {
+  return options.stochastic_state && state_draws(entry.types);
+}
+bool rounds_params(const TensorEntry& entry, const Options& options) {
+  return options.stochastic_params && param_draws(entry.types);
+}
+bool takes_chance(const TensorEntry& entry, const Options& options) {
+  return rounds_state(entry, options) || rounds_params(entry, options) ||
+         entry.types.state == ScalarType::kCode8;
+}
 
 struct Batch {
   Kind kind;
@@ -64,8 +78,9 @@ std::vector<Batch> batches_of(const TensorTable& table, const Device& device) {
   std::vector<Batch> batches;
   for (const TensorEntry& entry : table.entries) {
     if (entry.device != device.index || entry.numel == 0) continue;
-    const Kind kind{entry.types, table.options[entry.group].amsgrad,
-                    amp || !entry.counter.on_host || any_on_device(table.options[entry.group])};
+    const Options& options = table.options[entry.group];
+    const Kind kind{entry.types, options.amsgrad, takes_chance(entry, options),
+                    amp || !entry.counter.on_host || any_on_device(options)};
     auto batch = std::find_if(batches.begin(), batches.end(),
                               [&](const Batch& b) { return b.kind == kind; });
     if (batch == batches.end()) batch = batches.insert(batch, Batch{kind, {}, 0});
@@ -82,17 +97,61 @@ StepKind step_kind(const StepCounter& counter) {
   return counter.is_double ? StepKind::kFloat64 : StepKind::kFloat32;
 }
 
+void fill(LaunchEntry&, const TensorEntry&, const Options&) {}
+void fill(ChanceEntry& packed, const TensorEntry& entry, const Options& options) {
+  packed.exponents = entry.exponents;
+  packed.offset = entry.offset;
+  packed.tensor_key = entry.tensor_key;
+  packed.rounds_state = rounds_state(entry, options);
+  packed.rounds_params = rounds_params(entry, options);
+}
+
+std::uint8_t* bytes_behind(void* address, std::int64_t bytes) {
+  return address ? static_cast<std::uint8_t*>(address) + bytes : nullptr;
+}
+
+// The entry from one of its elements on, which begins a block where there are codes.
+TensorEntry from(std::int64_t first, const TensorEntry& entry) {
+  const std::int64_t of_state = first * bytes_of(entry.types.state);
+  TensorEntry rest = entry;
+  Buffers& buffers = rest.buffers;
+  buffers.param = bytes_behind(buffers.param, first * bytes_of(entry.types.param));
+  buffers.grad = bytes_behind(buffers.grad, first * bytes_of(entry.types.grad));
+  buffers.exp_avg = bytes_behind(buffers.exp_avg, of_state);
+  buffers.exp_avg_sq = bytes_behind(buffers.exp_avg_sq, of_state);
+  buffers.max_exp_avg_sq = bytes_behind(buffers.max_exp_avg_sq, of_state);
+  rest.exponents.exp_avg = bytes_behind(rest.exponents.exp_avg, first / kBlock);
+  rest.exponents.exp_avg_sq = bytes_behind(rest.exponents.exp_avg_sq, first / kBlock);
+  rest.offset += first;
+  rest.numel -= first;
+  return rest;
+}
+
+// Calls f for the pieces of an entry whose elements have one key each: up to a multiple of 2^32.
+template <typename F>
+void for_each_stretch(const TensorEntry& entry, F f) {
+  constexpr std::int64_t kStretch = std::int64_t{1} << 32;
+  TensorEntry rest = entry;
+  for (;;) {
+    const std::int64_t left = kStretch - (rest.offset & (kStretch - 1));
+    if (rest.numel <= left) return f(rest);
+    TensorEntry stretch = rest;
+    stretch.numel = left;
+    f(stretch);
+    rest = from(left, rest);
+  }
+}
+
 // Fills one table after the other with the tensors of a batch, and launches each when it is full.
-template <typename param_t, int bytes>
+template <typename param_t, typename Table>
 class Packer {
  public:
-  using opmath_t = typename OpMath<param_t>::type;
-  using Table = LaunchTable<opmath_t, bytes>;
+  using opmath_t = typename Table::opmath_t;
 
   Packer(const TensorTable& table, const Device& device, const Kind& kind, std::int32_t chunk)
       : table_(table),
         stream_(device.stream),
-        kernel_(kernel_for<param_t, bytes>(kind.types, kind.amsgrad)),
+        kernel_(kernel_for<param_t, Table>(kind.types, kind.amsgrad)),
         packed_(new Table) {  // not value-initialised: what is not filled is not read
     packed_->grad_scale = device.grad_scale;
     packed_->found_inf = device.found_inf;
@@ -111,9 +170,10 @@ class Packer {
     }
     if (!shares_constants(entry)) add_constants(entry);
     const int i = packed_->entries++;
-    LaunchEntry& packed = packed_->entry[i];
+    typename Table::Entry& packed = packed_->entry[i];
     packed.buffers = entry.buffers;
     packed.numel = entry.numel;
+    fill(packed, entry, table_.options[entry.group]);
     if (entry.counter.on_host) {
       packed.step.number = entry.step;
     } else {
@@ -130,7 +190,6 @@ class Packer {
     packed_->entries = 0;
     blocks_ = 0;
     sets_ = 0;
-    before_ = nullptr;
   }
 
  private:
@@ -139,8 +198,8 @@ class Packer {
 
   // Whether the constants are those of the entry before.
   bool shares_constants(const TensorEntry& entry) const {
-    return before_ && entry.group == before_->group &&
-           (packed_->computes_constants || entry.step == before_->step);
+    return sets_ != 0 && entry.group == group_ &&
+           (packed_->computes_constants || entry.step == step_);
   }
 
   void add_constants(const TensorEntry& entry) {
@@ -151,35 +210,50 @@ class Packer {
       packed_->known[sets_++] = {step_constants<opmath_t>(options, entry.step, 1),
                                  update_of(options)};
     }
-    before_ = &entry;
+    group_ = entry.group;
+    step_ = entry.step;
   }
 
   const TensorTable& table_;
   void* stream_;
-  Kernel<opmath_t, bytes> kernel_;
+  Kernel<Table> kernel_;
   std::unique_ptr<Table> packed_;
   std::int64_t blocks_ = 0;
   int sets_ = 0;
-  const TensorEntry* before_ = nullptr;  // the last to add constants
+  std::uint32_t group_ = 0;  // of the last to add constants
+  double step_ = 0;
 };
 
-template <typename param_t, int bytes>
+template <typename param_t, typename Table>
 void launch_batch(const TensorTable& table, const Device& device, const Batch& batch,
                   std::int32_t chunk) {
-  Packer<param_t, bytes> packer(table, device, batch.kind, chunk);
-  for (const TensorEntry* entry : batch.entries) packer.add(*entry);
+  Packer<param_t, Table> packer(table, device, batch.kind, chunk);
+  for (const TensorEntry* entry : batch.entries) {
+    if constexpr (kIsChanceTable<Table>) {
+      for_each_stretch(*entry, [&](const TensorEntry& stretch) { packer.add(stretch); });
+    } else {
+      packer.add(*entry);
+    }
+  }
   packer.flush();
 }
 
 void launch_batch(const TensorTable& table, const Device& device, const Batch& batch,
                   std::int32_t chunk) {
   with_types(batch.kind.types, [&](auto scalars) {
-    using param_t = typename decltype(scalars)::param_t;
+    using Types = decltype(scalars);
+    using param_t = typename Types::param_t;
     using Small = LaunchTable<typename OpMath<param_t>::type, kSmallTable>;
+    using Large = LaunchTable<typename OpMath<param_t>::type, kLargeTable>;
+    if constexpr (may_take_chance(Types::kTypes)) {
+      if (batch.kind.takes_chance) {
+        return launch_batch<param_t, ChanceTable>(table, device, batch, chunk);
+      }
+    }
     if (batch.entries.size() <= Small::kEntries) {
-      launch_batch<param_t, kSmallTable>(table, device, batch, chunk);
+      launch_batch<param_t, Small>(table, device, batch, chunk);
     } else {
-      launch_batch<param_t, kLargeTable>(table, device, batch, chunk);
+      launch_batch<param_t, Large>(table, device, batch, chunk);
     }
   });
 }
@@ -208,8 +282,10 @@ void load(void (*kernel)(Table)) {
   check_cuda(cudaFuncGetAttributes(&attributes, kernel), "load the ProxAdam kernels");
 }
 
+// None where there is no kernel.
 template <typename Table>
 int blocks_at_once(void (*kernel)(Table), int multiprocessors) {
+  if (!kernel) return 0;
   load(kernel);
   int blocks = 0;
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0),
@@ -235,8 +311,10 @@ void step_cuda(const TensorTable& table, const std::vector<BlocksAtOnce>& blocks
   for (const Device& device : table.devices) {
     const DeviceGuard guard(device.index);
     for (const Batch& batch : batches_of(table, device)) {
-      const auto& blocks = blocks_at_once[device.index][index_of(batch.kind.types)];
-      launch_batch(table, device, batch, chunk_for(batch.numel, blocks[batch.kind.amsgrad]));
+      const Kind& kind = batch.kind;
+      const auto& blocks = blocks_at_once[device.index][index_of(kind.types)];
+      const std::int32_t chunk = chunk_for(batch.numel, blocks[kind.takes_chance][kind.amsgrad]);
+      launch_batch(table, device, batch, chunk);
     }
     count_steps(table, device);
   }
@@ -251,10 +329,20 @@ BlocksAtOnce load_kernels(int device) {
   for (const TensorTypes& types : kTensorTypes) {
     for (const bool amsgrad : {false, true}) {
       with_types(types, [&](auto scalars) {
-        using param_t = typename decltype(scalars)::param_t;
-        load(kernel_for<param_t, kSmallTable>(types, amsgrad));
-        blocks[index_of(types)][amsgrad] =
-            blocks_at_once(kernel_for<param_t, kLargeTable>(types, amsgrad), multiprocessors);
+        using Types = decltype(scalars);
+        using param_t = typename Types::param_t;
+        using opmath_t = typename OpMath<param_t>::type;
+        auto& at_once = blocks[index_of(types)];
+        if constexpr (may_take_none(Types::kTypes)) {
+          load(kernel_for<param_t, LaunchTable<opmath_t, kSmallTable>>(types, amsgrad));
+          at_once[false][amsgrad] = blocks_at_once(
+              kernel_for<param_t, LaunchTable<opmath_t, kLargeTable>>(types, amsgrad),
+              multiprocessors);
+        }
+        if constexpr (may_take_chance(Types::kTypes)) {
+          at_once[true][amsgrad] =
+              blocks_at_once(kernel_for<param_t, ChanceTable>(types, amsgrad), multiprocessors);
+        }
       });
     }
   }

@@ -12,9 +12,9 @@
 
 namespace proxadam {
 
-// How many blocks of a kernel a device runs at once, by the place of its types in kTensorTypes and
-// by amsgrad.
-using BlocksAtOnce = std::array<std::array<int, 2>, std::size(kTensorTypes)>;
+// How many blocks of a kernel a device runs at once, by the place of its types in kTensorTypes, by
+// whether it takes a ChanceTable, and by amsgrad.
+using BlocksAtOnce = std::array<std::array<std::array<int, 2>, 2>, std::size(kTensorTypes)>;
 
 // Queues the update of every entry, in place, on the streams of its devices, and of the counters
 // that lie there; waits for nothing. Counters on the host are left to the caller.
