@@ -34,28 +34,35 @@ CPU_KERNEL = backends.kernel("cpu")
 # The kernel's loops lie in this order.
 UPDATES = ("Adam", "frozen", "adaptive, L1 alone", "Euclidean", "adaptive", "with a knee")
 TYPES = {"f": "fp32", "d": "fp64", "8bfloat16": "bf16", "7float16": "fp16"}
+BYTES = {"fp32": 4, "fp64": 8, "bf16": 2, "fp16": 2, "codes": 1}
+# Those for numbers, of a param and a state dtype, and those for codes beside a param's.
+KERNELS = r"prox_adam_kernelI(.*?)Lb([01])E|prox_adam_codes_kernelI(.*?)EEv"
 
 
 def resources(arch: str) -> list[dict[str, object]]:
     """One line for each kernel with a large table: dtypes, registers, and its main loop.
 
-    Gradients are counted in the parameter's dtype; float32 ones beside 16 bits are wider.
+    Gradients are counted in the parameter's dtype; float32 ones beside 16 bits are wider. Kernels
+    that can are taken to round all by chance; what they would do to the nearest is counted too.
     """
     registers, rows = machine_code.registers(), []
     for (of, name), code in sorted(machine_code.instructions().items()):
-        match = re.search(r"prox_adam_kernelI(.*)Lb([01])E.Li24576E", name)
-        if of != arch or not match:
+        match = re.search(KERNELS, name)
+        if of != arch or not match or "Li4096E" in name:
             continue
-        dtypes = _dtypes(match[1])
-        sizes = [int(dtype.removeprefix("bf").removeprefix("fp")) // 8 for dtype in dtypes]
-        width = 16 // max(sizes)
-        counts = [len(machine_code.executed(body)) / width for body in machine_code.loops(code)]
+        coded = match[3] is not None
+        dtypes = [*_dtypes(match[3]), "codes"] if coded else _dtypes(match[1])
+        sizes = [BYTES[dtype] for dtype in dtypes]
+        width = 8 if coded else 16 // max(sizes)
+        loops = machine_code.loops(code)[: len(UPDATES)]  # others go element by element
+        counts = [len(machine_code.executed(body)) / width for body in loops]
         moved = [sizes[0], sizes[0], *[sizes[1]] * (3 if match[2] == "1" else 2)]
         blocks = REGISTERS // (registers[of, name] * THREADS)
         rows.append(
             {
                 "param, state": ", ".join(dtypes),
                 "amsgrad": match[2] == "1",
+                "by chance": "ChanceEntry" in name,
                 "registers": registers[of, name],
                 "blocks_a_multiprocessor": blocks,
                 "KiB_in_flight_a_multiprocessor": blocks * THREADS * width * sum(moved) / 1024,

@@ -67,6 +67,7 @@ def _usage(resource: str) -> dict[tuple[str, str], int]:
 
 
 Code = list[tuple[int, str]]
+HASHES = "0x7feb352d"  # a factor in csrc/rounding.h
 
 
 def loops(code: Code) -> list[Code]:
@@ -85,17 +86,22 @@ def executed(body: Code) -> list[str]:
     """What is executed of a loop on its common path.
 
     Without AMP, and without the calls for numbers that a short sequence is not for: a branch over a
-    block is taken, but for the one over the stores, that follows from such a number.
+    block is taken, but for the one over the stores, that follows from such a number, and those over
+    what is drawn.
     """
     last_store = max(at for at, text in body if "STG" in text)
+    draws = [at for at, text in body if HASHES in text]
     run, resume = [], 0
     for address, instruction in body:
         if address < resume:
             continue
         run.append(instruction)
         target = _target(instruction)
-        if target is not None and address < target and not address < last_store < target:
-            resume = target
+        if target is None or target < address:
+            continue
+        if any(address < at < target for at in draws) or address < last_store < target:
+            continue
+        resume = target
     return run
 
 

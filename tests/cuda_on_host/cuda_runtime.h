@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -71,6 +72,9 @@ class Barrier {
 class Team {
  public:
   explicit Team(unsigned threads) : block_(threads), launch_(threads + 1) {
+    for (unsigned i = 0; i < threads; i += kWarp) {
+      warps_.emplace_back(new Warp(threads - i < kWarp ? threads - i : kWarp));
+    }
     for (unsigned i = 0; i < threads; ++i) {
       std::thread([this, i, threads] { work(i, threads); }).detach();
     }
@@ -85,7 +89,31 @@ class Team {
 
   void sync_block() { block_.wait(); }
 
+  // The largest of what the threads of the caller's warp have.
+  int warp_max(int value) { return warps_[threadIdx.x / kWarp]->max(value); }
+
  private:
+  static constexpr unsigned kWarp = 32;
+
+  class Warp {
+   public:
+    explicit Warp(unsigned lanes) : lanes_(lanes), barrier_(lanes) {}
+
+    // Two rows in turn: a lane that comes to the next call writes none that another still reads.
+    int max(int value) {
+      thread_local unsigned calls = 0;
+      int* row = values_[calls++ % 2];
+      row[threadIdx.x % kWarp] = value;
+      barrier_.wait();
+      return *std::max_element(row, row + lanes_);
+    }
+
+   private:
+    const unsigned lanes_;
+    Barrier barrier_;
+    int values_[2][kWarp];
+  };
+
   void work(unsigned thread, unsigned threads) {
     threadIdx = dim3(thread);
     blockDim = dim3(threads);
@@ -103,6 +131,7 @@ class Team {
 
   Barrier block_;
   Barrier launch_;
+  std::vector<std::unique_ptr<Warp>> warps_;
   unsigned blocks_ = 0;
   const std::function<void()>* kernel_ = nullptr;
 };
@@ -113,6 +142,8 @@ inline Team* team = nullptr;  // never freed: its threads wait in it until the p
 
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline void __syncthreads() { on_host::team->sync_block(); }
+// All lanes of a warp have to call it: those that stay away are waited for.
+inline int __reduce_max_sync(unsigned, int value) { return on_host::team->warp_max(value); }
 
 // ---- the runtime ------------------------------------------------------------------------------
 
