@@ -35,8 +35,9 @@ constexpr int kBlocksPerMultiprocessor<param_t, state_t, amsgrad, Chance> =
     kIsBlackwell                      ? 2
     : sizeof(param_t) == 4            ? 3 - amsgrad
     : sizeof(state_t) == 2 && amsgrad ? 2
-    : kIsHopper                       ? 4
-                                      : 3;
+    : kIsHopper || amsgrad            ? 4
+    : sizeof(state_t) == 4            ? 3
+                                      : 4;
 
 // Updates the elements from i on; or writes nothing, where the Math cannot tell that it is right,
 // and returns false. `place`: where they are in the block's chunk, which tells what they draw.
