@@ -19,7 +19,7 @@ import cuda_on_host
 from proxadam import backends
 from proxadam._step.group import Group
 from proxadam._step.options import Options
-from storages import each_dtype, each_storage
+from storages import OWN, WIDE, each_dtype
 from tools import assert_same_bits, error_of
 
 HOST = cuda_on_host.directory() is not None
@@ -278,7 +278,7 @@ def test_numbers_that_the_short_sequences_are_not_for(kernel, eps, options):
 # ---- what the kernel reads on the device ------------------------------------------------------
 
 
-@each_storage
+@pytest.mark.parametrize("storage", OWN + WIDE, ids=lambda storage: storage.name)
 @pytest.mark.parametrize("shape", [(), (1,)], ids=["scalar", "vector"])
 def test_gradients_are_unscaled_and_written_back(storage, shape):
     kernel = Kernel(False)
