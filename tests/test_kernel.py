@@ -15,7 +15,7 @@ import torch
 from torch.nn import Parameter
 
 from proxadam import ProxAdam
-from tools import error_of, forks
+from tools import error_of, forks, snapshot
 
 OPTIONS = {"lr": 0.01, "l1": 0.1, "l2": 0.1, "weight_decay": 0.01, "amsgrad": True, "fused": True}
 SIZES = [1, 3, 0, 64, 16_383, 16_384, 16_385, 40_001, 100_003, 7]
@@ -29,7 +29,7 @@ def _run(params, steps=3, seed=5, **options):
             grad = torch.randn(param.numel(), generator=generator).view(param.shape)
             param.grad = grad.to(param.grad_dtype)
         optimizer.step()
-    return [t for p in params for t in (p.detach(), *optimizer.state[p].values())]
+    return list(snapshot(optimizer).values())
 
 
 def _params(storage, sizes=SIZES):
@@ -91,7 +91,8 @@ def test_same_bits_when_a_tensor_is_split_or_lies_elsewhere(kernel_module, stora
     whole = run([0, numel], 0)
     for offset in range(1, 8):
         assert torch.equal(run([0, numel], offset), whole)
-    assert torch.equal(run([0, 1, 8, 9, 1000, 16_384, 33_333, numel], 3), whole)
+    if not storage.by_chance:  # what a piece draws depends on its place among the parameters
+        assert torch.equal(run([0, 1, 8, 9, 1000, 16_384, 33_333, numel], 3), whole)
 
 
 def test_order_of_parameters_does_not_matter(kernel_module):  # noqa: ARG001

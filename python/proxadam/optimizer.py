@@ -262,14 +262,15 @@ class ProxAdam(Optimizer):
         exp_avgs: list[Tensor],
         exp_avg_sqs: list[Tensor],
         max_exp_avg_sqs: list[Tensor],
-        exp_avg_exponents: list[Tensor],
-        exp_avg_sq_exponents: list[Tensor],
         state_steps: list[Tensor],
-        numbers: list[int],
+        exp_avg_exponents: list[Tensor] | None = None,
+        exp_avg_sq_exponents: list[Tensor] | None = None,
+        numbers: list[int] | None = None,
         made: state.Made | None = None,
     ) -> None:
         """Fill the lists with the parameters that have a gradient, and with their state.
 
+        Those that torch's method has not heard of are for codes, and for what is rounded by chance.
         torch.compile knows this method by its name. It runs for every parameter at every step, so
         it reads each attribute once; the kernel's gatekeeper does the checking.
         """
@@ -289,15 +290,16 @@ class ProxAdam(Optimizer):
             if "exp_avg_code" in own:
                 exp_avgs.append(own["exp_avg_code"])
                 exp_avg_sqs.append(own["exp_avg_sq_code"])
-                exp_avg_exponents.append(own["exp_avg_exponent"])
-                exp_avg_sq_exponents.append(own["exp_avg_sq_exponent"])
+                if exp_avg_exponents is not None and exp_avg_sq_exponents is not None:
+                    exp_avg_exponents.append(own["exp_avg_exponent"])
+                    exp_avg_sq_exponents.append(own["exp_avg_sq_exponent"])
             else:
                 exp_avgs.append(own["exp_avg"])
                 exp_avg_sqs.append(own["exp_avg_sq"])
             if amsgrad:
                 max_exp_avg_sqs.append(state.max_exp_avg_sq(own, made))
             state_steps.append(own["step"])
-            if given is not None:
+            if given is not None and numbers is not None:
                 numbers.append(given.of(param, own, made))
 
     def _new_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:

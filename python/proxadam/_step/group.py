@@ -53,8 +53,9 @@ class Group:
         return cls([], [], [], [], [], [], options)
 
     def all_lists(self) -> tuple[Any, ...]:
-        """Every list of tensors, in the order of :data:`LISTS`, and the numbers."""
-        return *(getattr(self, name) for name in LISTS), self.numbers
+        """Every list of tensors, torch's before ours, and the numbers."""
+        torchs = (getattr(self, name) for name in LISTS if name not in EXPONENT_LISTS)
+        return *torchs, self.exp_avg_exponents, self.exp_avg_sq_exponents, self.numbers
 
     def state_lists(self) -> tuple[list[Tensor], ...]:
         """The lists of state: steps and maxima, moments, and the exponents of these."""
