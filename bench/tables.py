@@ -76,6 +76,39 @@ def step_in_short() -> Rows:
     return rows
 
 
+def step_on_cuda() -> Rows:
+    """One line for each case of bench/step.py on a GPU."""
+    rows = [["weights", "clock", "ours", "GB/s (of a copy)", "torch fused", "torch fused, fp32"]]
+    for case in load("step-cuda")["cases"]:
+        arms = case["arms"]
+        ours, own = arms["ours"], f"torch fused, {case['dtype'][:4]}"
+        rate = "–"
+        if ours["GB_per_s"]:
+            share = ours["GB_per_s"] / arms["copy"]["GB_per_s"]
+            rate = f"{ours['GB_per_s']:.0f} ({100 * share:.0f} %)"
+        torchs = own if own in arms and case["dtype"][:4] != "fp32" else "torch fused"
+        rows.append(
+            [
+                _label(case),
+                case["clock"],
+                f"{ours['median_s'] * 1e3:.3g} ms",
+                rate,
+                _times(arms, torchs),
+                _times(arms, "torch fused, fp32"),
+            ]
+        )
+    return rows
+
+
+def goals_on_cuda() -> Rows:
+    """What became of the goals of bench/step.py on a GPU."""
+    rows = [["goal", "at least", "reached"]]
+    for verdict in load("step-cuda")["goals"]:
+        goal = verdict["goal"].replace("'", "`")
+        rows.append([goal, f"{verdict['least']:.3g}", f"{verdict['got']:.3g}"])
+    return rows
+
+
 def around_the_step() -> Rows:
     """What steps through a GradScaler and the looks at a running optimizer cost."""
     names = {
@@ -317,6 +350,9 @@ TABLES = {
     "step-cpu compiled": lambda: markdown(compiled()),
     "step-cpu around": lambda: markdown(around_the_step()),
     "step-cpu machine": lambda: measured_on("step-cpu"),
+    "step-cuda": lambda: markdown(step_on_cuda()),
+    "step-cuda goals": lambda: markdown(goals_on_cuda()),
+    "step-cuda machine": lambda: measured_on("step-cuda"),
     "ramp-cpu": lambda: markdown(ramp()),
     "ramp-cpu machine": lambda: measured_on("ramp-cpu"),
     "sparsity-digits": lambda: markdown(wanted_sparsity()),

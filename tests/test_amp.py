@@ -88,6 +88,8 @@ def test_found_inf_spares_every_format(any_backend, kept, steps_before):
 def test_a_scaler_and_a_closure_train_in_every_format(any_backend, kept):
     """The step that overflows draws nothing, and a closure is run before anything is drawn."""
     plain = ProxAdam(kept.weights(), **LIVELY, **kept.options, **any_backend.options)
+    if any_backend.device == "cuda" and params_of(plain)[0].dtype == torch.bfloat16:
+        pytest.skip("torch's scaler takes no bfloat16 gradients on CUDA")
     amp = twin_of(plain)
     scaler = torch.amp.GradScaler(any_backend.device, init_scale=8.0, growth_interval=2)
 
