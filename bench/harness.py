@@ -83,6 +83,7 @@ def interleave(
 ) -> Times:
     """Time every arm once a round, in random order: what ran before fills the caches.
 
+    An arm that has a ``prepare`` is prepared before, which is not timed.
     After ``budget`` seconds no round is begun, if five have been counted.
     """
     end = time.perf_counter() + budget
@@ -92,6 +93,8 @@ def interleave(
         if i >= warmup + 5 and time.perf_counter() > end:
             break
         for name in order.sample(list(arms), len(arms)):
+            if prepare := getattr(arms[name], "prepare", None):
+                prepare()
             elapsed = clock(arms[name])
             if i >= warmup:
                 seconds[name].append(elapsed)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import replace
 
 import torch
 from torch.optim import AdamW, Optimizer
 
+import one_memory
 from cases import DTYPES, L1, L2, Case, Goal, Tensors
 from harness import Arm, Times, interleave
 from proxadam import ProxAdamW, sparsity, stationarity
@@ -99,9 +99,9 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
     def then_softshrink(step: Arm) -> Arm:
         return lambda: (step(), tensors.softshrink())
 
-    ours = tensors.optimizer(ProxAdamW, **prox, **case.options)
     if case.small:
-        return {"ours": ours.step, "ours again": ours.step, **of_torch(case)}
+        return one_memory.arms(case)
+    ours = tensors.optimizer(ProxAdamW, **prox)
     fused = tensors.optimizer(AdamW, fused=True)
     default = tensors.optimizer(AdamW)
     found: dict[str, Arm] = {"ours": ours.step, "ours again": ours.step}
@@ -145,15 +145,6 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
             "ours on foreach, compiled": torch.compile(on_foreach.step),
             "torch default, compiled": torch.compile(tensors.optimizer(AdamW).step),
         }
-    return found
-
-
-def of_torch(case: Case) -> dict[str, Arm]:
-    """Torch's fused steps over as many weights, each with its moments in the parameters' dtype."""
-    found: dict[str, Arm] = {}
-    for dtype in {"fp32": None, case.dtype: None}:
-        tensors = Tensors(replace(case, dtype=dtype, state="", by_chance=False))
-        found[f"torch fused, {dtype}"] = tensors.optimizer(AdamW, fused=True).step
     return found
 
 

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 
 from cases import L1, L2, Case, Goal, Tensors
 from harness import Arm, Times, device_clock, host_clock, interleave
-from on_cpu import of_torch, small_states
+from on_cpu import small_states
 from proxadam import ProxAdamW
 
 SQUARE = "32768x32768"  # as many weights as 1x1Gi
@@ -107,6 +107,15 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
         found["torch foreach"] = foreach
         found["torch foreach + softshrink"] = lambda: (foreach(), tensors.softshrink())
         found["ours on foreach"] = tensors.optimizer(ProxAdamW, foreach=True, **ours).step
+    return found
+
+
+def of_torch(case: Case) -> dict[str, Arm]:
+    """Torch's fused steps over as many weights, each with its moments in the parameters' dtype."""
+    found: dict[str, Arm] = {}
+    for dtype in {"fp32": None, case.dtype: None}:
+        tensors = Tensors(replace(case, dtype=dtype, state="", by_chance=False))
+        found[f"torch fused, {dtype}"] = tensors.optimizer(AdamW, fused=True).step
     return found
 
 
