@@ -76,6 +76,23 @@ def step_in_short() -> Rows:
     return rows
 
 
+SMALL_STATE = ("step-small-state", "step-small-state-2", "step-small-state-3")
+
+
+def small_state() -> Rows:
+    """The formats of bench/step.py, each run of it beside the others."""
+    head = ["weights", "ours, run by run", "torch fused, fp32", "torch fused, bf16"]
+    rows = [head]
+    for runs in zip(*(load(name)["cases"] for name in SMALL_STATE), strict=True):
+        arms = [case["arms"] for case in runs]
+        times = ", ".join(f"{own['ours']['median_s'] * 1e3:.0f}" for own in arms)
+        rows.append([_label(runs[0]), f"{times} ms"])
+        for base in head[2:]:
+            found = [own[base]["ours_is_times_faster"] for own in arms if base in own]
+            rows[-1].append(", ".join(f"{ratio:.2f}" for ratio in found) + " ×" if found else "–")
+    return rows
+
+
 def step_on_cuda() -> Rows:
     """One line for each case of bench/step.py on a GPU."""
     rows = [["weights", "clock", "ours", "GB/s (of a copy)", "torch fused", "torch fused, fp32"]]
@@ -350,6 +367,8 @@ TABLES = {
     "step-cpu compiled": lambda: markdown(compiled()),
     "step-cpu around": lambda: markdown(around_the_step()),
     "step-cpu machine": lambda: measured_on("step-cpu"),
+    "small-state": lambda: markdown(small_state()),
+    "small-state machine": lambda: measured_on("step-small-state"),
     "step-cuda": lambda: markdown(step_on_cuda()),
     "step-cuda goals": lambda: markdown(goals_on_cuda()),
     "step-cuda machine": lambda: measured_on("step-cuda"),
