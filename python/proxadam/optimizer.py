@@ -87,7 +87,9 @@ class ProxAdam(Optimizer):
             torch.float32 is that also beside bfloat16 and float16 parameters. torch.bfloat16 takes
             2 bytes a moment and "8bit" 1.004; both are rounded by chance, so that they are right in
             the mean. "8bit" is for parameters of at least 4096 elements and two dimensions, and
-            keeps the others in float32; it does not go with amsgrad, nor either of the two with
+            keeps the others in float32. It is torch.bfloat16, with one warning, for parameters that
+            do not lie in the order of their dimensions, such as channels_last, and for shards that
+            would cut its blocks of 256. It does not go with amsgrad, nor either of the two with
             differentiable. float64 and complex parameters keep their own dtype; "8bit" refuses
             them. (default: None)
         stochastic_rounding: round bfloat16 and float16 parameters by chance: updates that are
