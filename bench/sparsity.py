@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from harness import machine
 from proxadam import ProxAdamW, TargetSparsityL1, param_groups, sparsity, stationarity, suggest_l1
-from train import positive_int
 from training.data import Images, load_digits_split
 from training.models import make_perceptron
+from training.options import positive_int
 from training.recipes import FULL, Recipe
 
 TARGETS = (0.5, 0.8, 0.9, 0.95)

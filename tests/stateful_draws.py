@@ -230,6 +230,9 @@ def is_legal(group):
         return False
     if any(number(beta) is None or not 0 <= number(beta) < 1 for beta in betas):
         return False
+    if group["foreach"] and not group["capturable"]:  # lists take no such tensors
+        if any(isinstance(value, Tensor) for value in (group["lr"], *betas)):
+            return False
     if number(group["l1_knee"]) <= 0 or number(group["max_shrink"]) < 1:
         return False
     if 0 < number(group["eps"]) < 1e-30:
@@ -357,7 +360,7 @@ MUTATIONS = {
     "l1 −1": (_group(l1=-1.0), REFUSED),
     "l1 10**400": (_group(l1=10**400), REFUSED),
     "metric unknown": (_group(metric="manhattan"), REFUSED),
-    "state_dtype unknown": (_group(state_dtype=torch.int8), REFUSED),
+    "state_dtype unknown": (_group(state_dtype=torch.int8), LOADS),  # the optimizer keeps its own
     "foreach and fused": (_group(foreach=True, fused=True), LOADS),
     "without l1": (_without("l1"), LOADS),
     "without lr": (_without("lr"), LOADS),

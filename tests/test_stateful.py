@@ -620,7 +620,10 @@ class Steps(RuleBasedStateMachine):
         pairs = list(zip(self.optimizer.param_groups, groups, strict=True))
         if any(len(ours["params"]) != len(theirs["params"] or ()) for ours, theirs in pairs):
             return False
-        return all(is_legal({**ours, **theirs}) for ours, theirs in pairs)
+        return all(
+            is_legal({**ours, **theirs, "state_dtype": ours["state_dtype"]})
+            for ours, theirs in pairs
+        )
 
     def check_loaded(self, saved):
         for ours, theirs in zip(self.optimizer.param_groups, saved["param_groups"], strict=True):
