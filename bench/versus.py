@@ -42,7 +42,8 @@ def serve(small: bool) -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    cases = {case.label: case for case in on_cpu.cases(small)}
+    # A build may be older than small state.
+    cases = {case.label: case for case in on_cpu.cases(small) if not case.small}
     arms: dict[str, Any] = {}
     for line in sys.stdin:
         question = json.loads(line)

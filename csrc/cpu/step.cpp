@@ -24,14 +24,18 @@ struct Work {
   std::vector<std::uint32_t> constants_of;  // one an entry: its index in `constants`
 };
 
+Stochastic stochastic_of(const Work& work, const TensorEntry& entry) {
+  const Options& options = work.table.options[entry.group];
+  Stochastic found{options.stochastic_state, options.stochastic_params, 0, entry.offset};
+  if (found.state || found.param) found.step_key = step_key(entry.tensor_key, entry.step);
+  return found;
+}
+
 void run(std::int64_t from, std::int64_t to, void* context) {
   const Work& work = *static_cast<const Work*>(context);
   work.plan.visit(from, to, [&](std::size_t i, std::int64_t begin, std::int64_t end) {
     const TensorEntry& entry = work.table.entries[i];
-    const Options& options = work.table.options[entry.group];
-    const Stochastic stochastic{options.stochastic_state, options.stochastic_params,
-                                step_key(entry.tensor_key, entry.step), entry.offset};
-    work.update_range({entry.buffers, entry.exponents, entry.types, stochastic,
+    work.update_range({entry.buffers, entry.exponents, entry.types, stochastic_of(work, entry),
                        work.updates[entry.group], work.unscale,
                        &work.constants[work.constants_of[i]], begin, end});
   });

@@ -88,8 +88,9 @@ void update_range(const Range& range) {
   if (range.types.param == ScalarType::kFloat64) return update_in<double>(range);
   Range rest = range;
   rest.begin = update_halves(rest);
+  if (rest.begin == rest.end) return;
   rest.begin = update_by_chance(rest, loop_for<float>(range.update, false, false));
-  update_in<float>(rest);
+  if (rest.begin < rest.end) update_in<float>(rest);
 }
 
 }  // namespace PROXADAM_CPU_CAPABILITY

@@ -207,6 +207,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
     for (const auto& [number, tensor] : held.on_device) {
       (options.*number).on_device = scalar(tensor);
     }
+    const bool by_chance = options.stochastic_state || options.stochastic_params;
     double last_step = 0;  // they count from 1
     for (std::size_t i = 0; i < size(held); ++i, ++owner) {
       Candidate candidate;
@@ -229,7 +230,9 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       TensorEntry entry{};
       entry.group = static_cast<std::uint32_t>(g);
       entry.offset = held.offsets.empty() ? 0 : held.offsets[i];
-      entry.tensor_key = tensor_key(options.seed, held.numbers.empty() ? 0 : held.numbers[i]);
+      if (by_chance) {
+        entry.tensor_key = tensor_key(options.seed, held.numbers.empty() ? 0 : held.numbers[i]);
+      }
       Reason reason = held.unwanted ? Reason::unwanted : check(candidate, options, entry);
       if (reason == Reason::fits) reason = check_options(options, entry, last_step);
       if (reason != Reason::fits) {

@@ -278,7 +278,8 @@ class ProxAdam(Optimizer):
         """
         get_state = self.state.get
         amsgrad = group["amsgrad"]
-        given = state.Numbers(self.param_groups) if state.rounds_by_chance(group) else None
+        draws = numbers is not None and state.rounds_by_chance(group)
+        given = state.Numbers(self.param_groups) if draws else None
         for param in group["params"]:
             grad = param.grad
             if grad is None:
@@ -289,20 +290,22 @@ class ProxAdam(Optimizer):
                 state.put(self.state, param, own, made)
             params_with_grad.append(param)
             grads.append(grad)
-            if "exp_avg_code" in own:
+            try:
+                exp_avgs.append(own["exp_avg"])
+                exp_avg_sqs.append(own["exp_avg_sq"])
+            except KeyError:
+                if "exp_avg_code" not in own:
+                    raise
                 exp_avgs.append(own["exp_avg_code"])
                 exp_avg_sqs.append(own["exp_avg_sq_code"])
                 if exp_avg_exponents is not None and exp_avg_sq_exponents is not None:
                     exp_avg_exponents.append(own["exp_avg_exponent"])
                     exp_avg_sq_exponents.append(own["exp_avg_sq_exponent"])
-            else:
-                exp_avgs.append(own["exp_avg"])
-                exp_avg_sqs.append(own["exp_avg_sq"])
             if amsgrad:
                 max_exp_avg_sqs.append(state.max_exp_avg_sq(own, made))
             state_steps.append(own["step"])
-            if given is not None and numbers is not None:
-                numbers.append(given.of(param, own, made))
+            if given is not None:
+                numbers.append(given.of(param, own, made))  # type: ignore[union-attr]
 
     def _new_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         check_dense(grad, "the gradient of a parameter")

@@ -54,8 +54,9 @@ class Group:
 
     def all_lists(self) -> tuple[Any, ...]:
         """Every list of tensors, torch's before ours, and the numbers."""
-        torchs = (getattr(self, name) for name in LISTS if name not in EXPONENT_LISTS)
-        return *torchs, self.exp_avg_exponents, self.exp_avg_sq_exponents, self.numbers
+        moments = self.exp_avgs, self.exp_avg_sqs, self.max_exp_avg_sqs
+        exponents = self.exp_avg_exponents, self.exp_avg_sq_exponents
+        return self.params, self.grads, *moments, self.state_steps, *exponents, self.numbers
 
     def state_lists(self) -> tuple[list[Tensor], ...]:
         """The lists of state: steps and maxima, moments, and the exponents of these."""
@@ -85,7 +86,11 @@ class Group:
             TypeError, ValueError, RuntimeError: see :meth:`Options.check`.
         """
         count = len(self.params)
-        for tensors in self.lists().values():
+        lists = [self.grads, self.exp_avgs, self.exp_avg_sqs, self.state_steps]
+        lists += [self.max_exp_avg_sqs] if self.options.amsgrad else []
+        if self.exp_avg_exponents:
+            lists += [self.exp_avg_exponents, self.exp_avg_sq_exponents]
+        for tensors in lists:
             if len(tensors) != count:
                 raise ValueError(
                     f"expected a gradient, moments and a step for each of {count}"
