@@ -76,12 +76,13 @@ class Chance:
     def __init__(self, options: Options, row: Row, step: Tensor) -> None:
         param, _, exp_avg = row.tensors[:3]
         self._row = row
-        self._in_memory = InMemory(exp_avg)
         self.rounds_state = options.stochastic_state and exp_avg.dtype in (
             torch.bfloat16,
             torch.uint8,
         )
         self._rounds_param = options.stochastic_params and param.dtype.itemsize == 2
+        if self.rounds_state or self._rounds_param or row.exponents:
+            self._in_memory = InMemory(exp_avg)
         if self.rounds_state or self._rounds_param:
             self._draws = _draws(options.seed, row, step)
 
