@@ -20,23 +20,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from proxadam import available_backends
 from training import figure, plan, report
 from training.arms import ARMS, missing
-from training.data import DataError
-from training.options import add_shared, jobs_by_default, parsed
+from training.opening import opened
+from training.options import add_shared, parsed
 from training.pool import results
 from training.recipes import DENSE, FORMS, RAMP, Recipe
 from training.runs import Job, time_arms
-from training.store import OtherRecipe, Store
-from training.tasks import Task, make_task
+from training.store import Store
+from training.tasks import Task
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,21 +108,7 @@ def main() -> None:
     recipe = recipe.with_seeds(arguments.seeds) if arguments.seeds else recipe
     skipped = {arm: why for arm, why in missing().items() if arm in arguments.arms}
     arms = plan.arms_of({DENSE, *arguments.arms} - skipped.keys())
-    side = arguments.jobs or jobs_by_default(form)
-    try:
-        task = make_task(arguments.task, recipe, arguments.data)
-        for path in filter(None, (arguments.plot, arguments.json)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"task": arguments.task, "form": form, "sign": task.sign, "unit": task.unit}
-        store = Store(arguments.json, recipe, task.about(), about | {"skipped": skipped})
-    except (DataError, OtherRecipe, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(
-        f"{task.about()['name']}, {form} form: {task.steps} steps of batch {recipe.batch},", end=" "
-    )
-    print(f"seeds {recipe.seeds}, proxadam's backends {available_backends()}\n")
-    how = {"name": arguments.task, "recipe": recipe, "directory": arguments.data, "side": side}
+    task, store, how = opened("train.py", arguments, recipe, form, skipped)
     compare(task, recipe, arms, store, how)
     document = store.head | store.tail
     say(document)
