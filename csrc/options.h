@@ -19,6 +19,7 @@
   NUMBER(weight_decay)                          \
   NUMBER(l1)                                    \
   NUMBER(l2)                                    \
+  NUMBER(l21)                                   \
   NUMBER(l1_knee)                               \
   NUMBER(max_shrink)                            \
   FLAG(euclidean)                               \
@@ -79,6 +80,11 @@ PROXADAM_INLINE bool any_on_device(const Options& o) {
   PROXADAM_OPTIONS(PROXADAM_ASK, PROXADAM_IGNORED, PROXADAM_IGNORED)
 #undef PROXADAM_ASK
   return any;
+}
+
+// Whether l21 may be other than zero, so that rows are taken as one.
+PROXADAM_INLINE bool takes_rows(const Options& o) {
+  return o.l21.on_device.data || o.l21.value != 0;
 }
 
 // Whether a kernel on `device` can read all of them.

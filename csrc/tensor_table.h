@@ -39,6 +39,7 @@ struct TensorEntry {
   StepCounter counter;
   double step;  // the number of this step, where the counter is on the host
   TensorTypes types;
+  std::int64_t row;     // elements of a row that l21 takes as one; 0: each goes by itself
   std::int32_t device;  // its index among devices of its type
   std::uint32_t group;  // index into TensorTable::options
 };
@@ -50,6 +51,9 @@ struct Device {
   DeviceScalar grad_scale;  // in its memory; null where the gradients are as they should be
   DeviceScalar found_inf;   // anything but zero: the step is not taken; not asked on the CPU
 };
+
+// Whether a kernel takes rows of so many elements.
+using TakesRow = bool (*)(std::int64_t numel, const TensorTypes& types);
 
 struct TensorTable {
   std::vector<TensorEntry> entries;

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include <algorithm>  // for min, upper_bound
+#include <algorithm>  // for max, min, upper_bound
 #include <cstdint>    // for int64_t
 #include <vector>     // for vector
 
@@ -19,7 +19,14 @@ class ChunkPlan {
   static constexpr std::int64_t kOverhead = 32;
 
   void reserve(std::size_t tensors) { starts_.reserve(tensors + 1); }
-  void add(std::int64_t numel) { starts_.push_back(starts_.back() + numel + kOverhead); }
+  // `unit`: what the tensor's chunks are a multiple of.
+  void add(std::int64_t numel, std::int64_t unit = 1) {
+    starts_.push_back(starts_.back() + numel + kOverhead);
+    if (unit != 1 || !chunks_.empty()) {
+      chunks_.resize(starts_.size() - 2, kChunk);
+      chunks_.push_back(unit * std::max<std::int64_t>(1, kChunk / unit));
+    }
+  }
 
   // The range that is shared out among threads: one unit is the work of one element.
   std::int64_t work() const { return starts_.back(); }
@@ -33,16 +40,18 @@ class ChunkPlan {
       const std::int64_t start = starts_[tensor];
       if (start >= to) return;
       const std::int64_t numel = starts_[tensor + 1] - start - kOverhead;
-      const std::int64_t skipped = from > start ? (from - start + kChunk - 1) / kChunk : 0;
-      for (std::int64_t begin = skipped * kChunk; begin < numel && begin < to - start;
-           begin += kChunk) {
-        visit(tensor, begin, std::min(begin + kChunk, numel));
+      const std::int64_t chunk = chunks_.empty() ? kChunk : chunks_[tensor];
+      const std::int64_t skipped = from > start ? (from - start + chunk - 1) / chunk : 0;
+      for (std::int64_t begin = skipped * chunk; begin < numel && begin < to - start;
+           begin += chunk) {
+        visit(tensor, begin, std::min(begin + chunk, numel));
       }
     }
   }
 
  private:
   std::vector<std::int64_t> starts_{0};
+  std::vector<std::int64_t> chunks_;  // of each tensor; none: kChunk everywhere
 };
 
 }  // namespace proxadam

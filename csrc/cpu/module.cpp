@@ -41,6 +41,8 @@ class CpuKernel : public Kernel {
     return usable_;
   }
 
+  TakesRow takes_row() const override { return takes_row_cpu; }
+
   bool prepare(const TensorTable&) override { return true; }
 
   void run(const TensorTable& table) override { step_cpu(table, capability, parallel_for()); }

@@ -20,13 +20,27 @@ struct Stochastic {
   int64_t offset;
 };
 
+// The rows that l21 takes as one: csrc/group_prox.h.
+struct Rows {
+  int64_t numel;     // of a row; 0: each element goes by itself
+  int64_t together;  // elements of as many rows as are taken at a time, and a multiple of kBlock
+                     // where moments are codes
+  double pull;       // lr · l21 · √n
+  void* scratch;     // kScratch numbers of the type of computation
+};
+
+// Elements of the longest stretch of rows that are taken together, and room for what is kept of it.
+constexpr int64_t kLongestRows = 1 << 16;
+constexpr int64_t kScratch = 3 * kLongestRows;
+
 // Elements [begin, end) of a dense tensor and of its gradient and state, and what to do with them.
-// A range begins with a block of csrc/codes.h.
+// A range begins with a block of csrc/codes.h, and with a row.
 struct Range {
   Buffers buffers;
   Exponents exponents;
   TensorTypes types;
   Stochastic stochastic;
+  Rows rows;
   Update update;
   bool unscale;  // divide the gradients by grad_scale, and write them back
   const AllConstants* constants;

@@ -2,11 +2,16 @@
 
 #include "step.h"
 
-#include <vector>  // for vector
+#include <algorithm>  // for max
+#include <memory>     // for unique_ptr
+#include <numeric>    // for lcm
+#include <vector>     // for vector
 
-#include "../rounding.h"  // for step_key
-#include "chunk_plan.h"   // for ChunkPlan
-#include "range.h"        // for AllConstants, Range, UpdateRange
+#include "../codes.h"       // for kBlock
+#include "../group_prox.h"  // for row_pull
+#include "../rounding.h"    // for step_key
+#include "chunk_plan.h"     // for ChunkPlan
+#include "range.h"          // for AllConstants, kLongestRows, Range, Rows, UpdateRange
 
 namespace proxadam {
 namespace {
@@ -31,17 +36,43 @@ Stochastic stochastic_of(const Work& work, const TensorEntry& entry) {
   return found;
 }
 
+// Elements that are worth what it costs to go over rows three times.
+constexpr std::int64_t kTogether = 4096;
+
+// What a stretch of whole rows is a multiple of: whole blocks too, where there are codes.
+std::int64_t unit_of(std::int64_t row, const TensorTypes& types) {
+  return types.state == ScalarType::kCode8 ? std::lcm<std::int64_t>(row, kBlock) : row;
+}
+
+// A thread's own, kept for its next step; untouched pages take no memory.
+void* scratch() {
+  static thread_local std::unique_ptr<double[]> kept;
+  if (!kept) kept.reset(new double[kScratch]);
+  return kept.get();
+}
+
+Rows rows_of(const Work& work, const TensorEntry& entry) {
+  if (!entry.row || work.updates[entry.group] == Update::kFrozen) return {};
+  const std::int64_t unit = unit_of(entry.row, entry.types);
+  return {entry.row, unit * std::max<std::int64_t>(1, kTogether / unit),
+          row_pull(work.table.options[entry.group], entry.row), scratch()};
+}
+
 void run(std::int64_t from, std::int64_t to, void* context) {
   const Work& work = *static_cast<const Work*>(context);
   work.plan.visit(from, to, [&](std::size_t i, std::int64_t begin, std::int64_t end) {
     const TensorEntry& entry = work.table.entries[i];
     work.update_range({entry.buffers, entry.exponents, entry.types, stochastic_of(work, entry),
-                       work.updates[entry.group], work.unscale,
+                       rows_of(work, entry), work.updates[entry.group], work.unscale,
                        &work.constants[work.constants_of[i]], begin, end});
   });
 }
 
 }  // namespace
+
+bool takes_row_cpu(std::int64_t numel, const TensorTypes& types) {
+  return numel <= kLongestRows && unit_of(numel, types) <= kLongestRows;
+}
 
 void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for) {
   const DeviceScalar scale = table.devices.empty() ? DeviceScalar{} : table.devices[0].grad_scale;
@@ -57,7 +88,7 @@ void step_cpu(const TensorTable& table, const Capability& capability, ParallelFo
                                 step_constants<double>(options, entry.step, read_or(scale, 1))});
     }
     work.constants_of.push_back(static_cast<std::uint32_t>(work.constants.size() - 1));
-    work.plan.add(entry.numel);
+    work.plan.add(entry.numel, entry.row ? unit_of(entry.row, entry.types) : 1);
     before = &entry;
   }
   if (parallel_for && work.plan.work() > kGrain) {

@@ -21,4 +21,7 @@ using ParallelFor = std::int32_t (*)(std::int64_t begin, std::int64_t end, std::
 // it, and written back divided.
 void step_cpu(const TensorTable& table, const Capability& capability, ParallelFor parallel_for);
 
+// Whether rows of so many elements are taken.
+bool takes_row_cpu(std::int64_t numel, const TensorTypes& types);
+
 }  // namespace proxadam

@@ -90,6 +90,10 @@ class CudaKernel : public Kernel {
     return all;
   }
 
+  TakesRow takes_row() const override {
+    return [](std::int64_t, const TensorTypes&) { return false; };  // torch ops do
+  }
+
   void run(const TensorTable& table) override { step_cuda(table, blocks_at_once_); }
 
   // Brings the kernels to a device, once: while a graph is captured it would be too late. The

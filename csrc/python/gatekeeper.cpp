@@ -133,13 +133,14 @@ struct Gatekeeper::Candidate {
 
 Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter,
                        DLDeviceType device_type, const std::vector<bool>& devices,
-                       const Functions& functions)
+                       TakesRow takes_row, const Functions& functions)
     : exchange_(known_version(exchange)),
       tensor_(std::move(tensor)),
       parameter_(std::move(parameter)),
       facts_(*exchange_, tensor_, parameter_, functions),
       device_type_(device_type),
-      devices_(devices) {}
+      devices_(devices),
+      takes_row_(takes_row) {}
 
 // ---- holding ----------------------------------------------------------------------------------
 
@@ -174,6 +175,7 @@ HeldGroup Gatekeeper::hold(py::handle group) const {
   }
   held.numbers = integers(group, "numbers", size(held));
   held.offsets = integers(group, "offsets", size(held));
+  if (takes_rows(held.options)) held.cut_rows = integers(group, "cut_rows", size(held));
   return held;
 }
 
@@ -235,6 +237,10 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       }
       Reason reason = held.unwanted ? Reason::unwanted : check(candidate, options, entry);
       if (reason == Reason::fits) reason = check_options(options, entry, last_step);
+      if (reason == Reason::fits && takes_rows(options)) {
+        const bool cut = !held.cut_rows.empty() && held.cut_rows[i];
+        reason = check_rows(candidate, cut, entry);
+      }
       if (reason != Reason::fits) {
         look.refusals.push_back({g, i, reason, candidate.slot});
         continue;
@@ -323,6 +329,17 @@ Reason Gatekeeper::check_exponents(Candidate& candidate, TensorEntry& entry) con
     if (reason != Reason::fits) return reason;
     *addresses[slot - kExpAvgExponents] = static_cast<std::uint8_t*>(seen.data);
   }
+  return Reason::fits;
+}
+
+Reason Gatekeeper::check_rows(Candidate& candidate, bool cut, TensorEntry& entry) const {
+  const DLTensor& param = candidate.seen[kParams];
+  candidate.slot = kParams;
+  if (param.ndim < 2 || entry.numel == 0) return Reason::fits;
+  const std::int64_t row = entry.numel / param.shape[0];
+  const bool apart = param.shape[0] != 1 && param.strides[0] != row;
+  if (cut || apart || !takes_row_(row, entry.types)) return Reason::rows;
+  entry.row = row;
   return Reason::fits;
 }
 

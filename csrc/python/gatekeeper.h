@@ -58,7 +58,8 @@ constexpr const char* kSlotNames[kSlots] = {"params",
   X(betas)         /* there is no bias correction with these at this step */             \
   X(shares_memory) /* that is written, with another tensor of the step */                \
   X(unwanted)      /* its options leave it to torch ops */                               \
-  X(option_device) /* an option is a tensor on another device */
+  X(option_device) /* an option is a tensor on another device */                         \
+  X(rows)          /* l21, and rows that lie apart, are cut or are longer than it takes */
 
 enum class Reason : std::uint8_t {
   fits,
@@ -84,6 +85,7 @@ struct HeldGroup {
   std::array<pybind11::tuple, kSlots> tensors;  // empty ones of what the group does not have
   std::vector<std::int64_t> numbers;            // what tells tensors apart; none: nothing does
   std::vector<std::int64_t> offsets;            // of shards in their tensors; none: they are whole
+  std::vector<std::int64_t> cut_rows;           // 1 where other ranks have parts of a row; or none
   bool unwanted;  // here for the memory that it may share with other groups
 };
 
@@ -104,8 +106,9 @@ class Gatekeeper {
  public:
   // `exchange`: torch.Tensor.__dlpack_c_exchange_api__. Throws std::runtime_error if its version
   // is not one that we know. `devices`: for each of this type, whether the kernel runs there.
+  // `takes_row`: whether it takes rows of so many elements.
   Gatekeeper(pybind11::capsule exchange, pybind11::type tensor, pybind11::type parameter,
-             DLDeviceType device_type, const std::vector<bool>& devices,
+             DLDeviceType device_type, const std::vector<bool>& devices, TakesRow takes_row,
              const Functions& functions);
 
   // Reads what Python code may answer: attributes, truths and numbers of proxadam._step.group.Group
@@ -126,6 +129,7 @@ class Gatekeeper {
   Number number(pybind11::handle options, const char* name, pybind11::object& on_device) const;
   Reason check(Candidate& candidate, const Options& options, TensorEntry& entry) const;
   Reason check_exponents(Candidate& candidate, TensorEntry& entry) const;
+  Reason check_rows(Candidate& candidate, bool cut, TensorEntry& entry) const;
   Reason check_step(Candidate& candidate, TensorEntry& entry) const;
   Reason view(PyObject* tensor, bool written, DLTensor& out) const;
   bool grads_moved(const HeldStep& step, const std::vector<TensorEntry>& entries,
@@ -141,6 +145,7 @@ class Gatekeeper {
   TensorFacts facts_;
   DLDeviceType device_type_;
   const std::vector<bool>& devices_;
+  TakesRow takes_row_;
   mutable SharedMemory last_memory_;  // what the last look found out
 };
 

@@ -129,7 +129,8 @@ void define_protocol(py::module_& module, std::unique_ptr<Kernel> kernel) {
                 const Functions& functions) {
         const std::vector<bool>& devices = backend->kernel->bind(functions);
         auto fresh = std::make_unique<Gatekeeper>(
-            exchange, tensor, parameter, backend->kernel->device_type(), devices, functions);
+            exchange, tensor, parameter, backend->kernel->device_type(), devices,
+            backend->kernel->takes_row(), functions);
         // The first one stays: a step in another thread may be using it.
         if (!backend->gatekeeper) backend->gatekeeper = std::move(fresh);
       },

@@ -25,6 +25,9 @@ class Kernel {
   // run at all.
   virtual const std::vector<bool>& bind(const Functions& functions) = 0;
 
+  // Whether the kernel takes rows of so many elements as one: csrc/group_prox.h.
+  virtual TakesRow takes_row() const = 0;
+
   // What may fail before the first write: false where a device of the table turned out to be none on
   // which the kernel runs. Called with the GIL, runs no Python code.
   virtual bool prepare(const TensorTable& table) = 0;

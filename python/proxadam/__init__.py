@@ -28,7 +28,7 @@ from ._state.to_adam_state_dict import to_adam_state_dict
 from .backends import available_backends, is_built
 from .functional import prox_adam
 from .optimizer import ProxAdam, ProxAdamW
-from .prox import prox_elastic_net, prox_log_elastic_net, soft_threshold
+from .prox import prox_elastic_net, prox_group, prox_log_elastic_net, soft_threshold
 
 __version__ = _version("proxadam")
 
@@ -47,6 +47,7 @@ __all__ = [
     "param_groups",
     "prox_adam",
     "prox_elastic_net",
+    "prox_group",
     "prox_log_elastic_net",
     "soft_threshold",
     "sparsity",

@@ -38,6 +38,7 @@ def prox_adam(  # noqa: D417 (the class describes the options)
     maximize: bool,
     l1: float | Tensor = 0.0,
     l2: float | Tensor = 0.0,
+    l21: float | Tensor = 0.0,
     l1_knee: float | Tensor = math.inf,
     metric: str = "adaptive",
     max_shrink: float = 10.0,

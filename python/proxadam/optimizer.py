@@ -49,8 +49,9 @@ def _in_its_grad_mode(step: Callable[..., Any]) -> Callable[..., Any]:
 class ProxAdam(Optimizer):
     r"""Adam with an elastic-net proximal step: a drop-in for :class:`torch.optim.Adam`.
 
-    Minimises ``loss(w) + l1 · Σ|w| + (l2 / 2) · Σ w²``. Each step takes Adam's result z, with
-    Adam's own denominator d = √(v̂) + eps, and then, where l1 or l2 is not zero,
+    Minimises ``loss(w) + l1 · Σ|w| + (l2 / 2) · Σ w²``, and ``l21 · Σ √n ‖row‖₂`` if asked to. Each
+    step takes Adam's result z, with Adam's own denominator d = √(v̂) + eps, and then, where l1 or
+    l2 is not zero,
 
     .. math::
         \tau = lr \cdot l1 / d, \quad \sigma = lr \cdot l2 / d, \quad
@@ -73,6 +74,11 @@ class ProxAdam(Optimizer):
         l1: weight of Σ|w|, finite and ≥ 0, in the units of the gradient; a float or a one-element
             tensor. (default: 0)
         l2: weight of ½ Σ w², finite and ≥ 0. (default: 0)
+        l21: weight of Σ √n · ‖row‖₂ over the rows of parameters of at least two dimensions, finite
+            and ≥ 0, in the units of l1. A row is what belongs to one index of the first dimension,
+            n elements: the weights into one neuron of Linear, or one channel of Conv. It makes
+            whole rows exactly zero, see :func:`proxadam.prox_group`; a dead row stays dead while
+            ‖S(m̂, l1)‖₂ ≤ l21 · √n, with S the soft threshold. Real parameters alone. (default: 0)
         l1_knee: where the pull of l1 has halved, above 0, in the units of the weights: the penalty
             is then l1 · knee · Σ log(1 + |w| / knee), and each step takes l1 / (1 + |w| / knee)
             for l1, with w the weight before it (Candès, Wakin and Boyd, *Enhancing sparsity by
@@ -128,6 +134,7 @@ class ProxAdam(Optimizer):
         *,
         l1: float | Tensor = 0.0,
         l2: float | Tensor = 0.0,
+        l21: float | Tensor = 0.0,
         l1_knee: float | Tensor = math.inf,
         metric: str = "adaptive",
         max_shrink: float = 10.0,
@@ -337,6 +344,7 @@ class ProxAdamW(ProxAdam):
         *,
         l1: float | Tensor = 0.0,
         l2: float | Tensor = 0.0,
+        l21: float | Tensor = 0.0,
         l1_knee: float | Tensor = math.inf,
         metric: str = "adaptive",
         max_shrink: float = 10.0,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["prox_elastic_net", "prox_log_elastic_net", "soft_threshold"]
+__all__ = ["prox_elastic_net", "prox_group", "prox_log_elastic_net", "soft_threshold"]
+
+# Steps of Newton's method for the norm of a row. Rows whose pulls differ by 10^4 take five in
+# float32, and by 10^8 nine.
+_NEWTON_STEPS = 10
 
 
 def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
@@ -90,3 +96,102 @@ def log_slope(weight: Tensor, knee: float | Tensor) -> Tensor:
     tiny = torch.finfo(weight.dtype).tiny
     least = knee.clamp_min(tiny) if isinstance(knee, Tensor) else max(knee, tiny)
     return (1 + weight.abs() / least).reciprocal_()
+
+
+def prox_group(
+    x: Tensor,
+    l21: float | Tensor,
+    step_size: float | Tensor = 1.0,
+    *,
+    l1: float | Tensor = 0.0,
+    l2: float | Tensor = 0.0,
+) -> Tensor:
+    r"""argmin_y l21 √n ‖y‖₂ + l1 Σ|y| + (l2 / 2) Σ y² + Σ (y − x)² / (2 · step_size), by rows.
+
+    A row is what belongs to one index of the first dimension: n elements. With c the elementwise
+    prox of x, which comes first in any diagonal metric, and b = step_size · l21 · √n / (1 +
+    step_size · l2), a row is 0 where ‖c / b‖₂ ≤ 1, and else c · θ / (θ + b), where θ is the norm
+    of the solution: the root of Σ (c / (θ + b))² = 1, found by Newton's method from below. With one
+    step size and l1 = l2 = 0 that is the block soft threshold of the group lasso (Yuan and Lin,
+    *Model selection and estimation in regression with grouped variables*, 2006, whose √n this has),
+    with l1 the sparse group lasso's (Simon, Friedman, Hastie and Tibshirani, 2013).
+
+    Args:
+        x: real floating point tensor of at least two dimensions.
+        l21: weight of √n · ‖row‖₂, ≥ 0.
+        step_size: > 0, a number or a real tensor that broadcasts against ``x``: Adam's is lr / d.
+        l1: weight of |y|, ≥ 0.
+        l2: weight of ½ y², ≥ 0.
+
+    Returns:
+        A new tensor of the shape and dtype of ``x``. Dead rows are +0.0; NaN stays in its row.
+
+    Raises:
+        ValueError: ``x`` has fewer than two dimensions, or is complex.
+    """
+    if x.ndim < 2 or x.is_complex():
+        raise ValueError(
+            f"expected a real tensor of at least two dimensions, got {x.dtype} of shape"
+            f" {tuple(x.shape)}; prox_elastic_net takes those without rows."
+        )
+    shrunk = prox_elastic_net(x, l1, l2, step_size)
+    if not x.numel():
+        return shrunk
+    row = x.numel() // x.shape[0]
+    pull = row_pull(shrunk, l21 * math.sqrt(row), l2, step_size)
+    left = left_of_rows(shrunk.reshape(-1, row), pull.reshape(-1, row))
+    return (shrunk * left.reshape(x.shape)).add_(0.0)
+
+
+def row_pull(
+    shrunk: Tensor, strength: float | Tensor, l2: float | Tensor, step_size: float | Tensor
+) -> Tensor:
+    """The b of :func:`prox_group`, for a strength l21 · √n; no smaller than a normal number."""
+    pull = step_size * strength / (1 + step_size * l2)
+    whole = torch.as_tensor(pull, dtype=shrunk.dtype, device=shrunk.device).expand_as(shrunk)
+    return whole.clamp_min(torch.finfo(shrunk.dtype).tiny)
+
+
+def left_of_rows(
+    shrunk: Tensor, pull: Tensor, add_up: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """What l21 leaves of each element, θ / (θ + b), and 0 where the row is 0.
+
+    Args:
+        shrunk: c of :func:`prox_group`, by rows.
+        pull: b, of the same shape.
+        add_up: makes sums over whole rows out of such over what of them is here; None where that
+            is all.
+    """
+    dtype = shrunk.dtype
+
+    def sums(x: Tensor, weight: Tensor) -> list[Tensor]:
+        squares = x.double().square()
+        return [squares.sum(1), (squares * weight).sum(1)]
+
+    def whole(parts: list[Tensor]) -> Tensor:
+        together = torch.stack(parts)
+        return together if add_up is None else add_up(together)
+
+    inverse = pull.double().reciprocal()
+    at_zero = sums(shrunk * inverse, inverse)
+    far_squares, far, near_squares, near = whole([*sums(shrunk, pull), *at_zero])
+    dead = near_squares <= 1
+    # Two points below the root: where the tangent at infinity meets zero, and Newton's from 0.
+    norm = torch.fmax(
+        far_squares.sqrt() - far / far_squares, (near_squares.sqrt() - 1) * near_squares / near
+    )
+    for _ in range(_NEWTON_STEPS):
+        left = _left(norm, pull)
+        squares, weighted = whole(sums(shrunk * left, left))
+        rise = (squares.sqrt() - norm) * squares / weighted
+        norm = torch.where(rise > 0, norm + rise, norm)
+        if add_up is None and shrunk.is_cpu and not torch.compiler.is_compiling():
+            if not (rise > norm * torch.finfo(dtype).eps ** 0.5).any():
+                break
+    return _left(norm, pull).masked_fill(dead.unsqueeze(1), 0.0)
+
+
+def _left(norm: Tensor, pull: Tensor) -> Tensor:
+    narrow = norm.to(pull.dtype).unsqueeze(1)
+    return narrow / (narrow + pull)

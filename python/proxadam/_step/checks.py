@@ -62,6 +62,8 @@ _REASONS = {
     "betas": "{what} has betas that give no bias correction at this step",
     "shares_memory": "{what} shares memory with another parameter, a gradient or a state",
     "unwanted": "{what} is left to torch ops by differentiable=True or a transform of torch.func",
+    "rows": "{what} has rows that l21 cannot take there: they lie apart in memory, are cut over"
+    " processes, or are too long, with strides {strides}",
     "option_device": "{what} is on {param_device} and an option's tensor on another device",
 }
 
@@ -206,6 +208,8 @@ def _check_param(group: Group, param: Tensor, what: str) -> None:
             f"{what} is complex, and l1 or l2 with metric='adaptive' has no closed form there;"
             " use metric='euclidean' for its group, or l1=l2=0."
         )
+    if param.is_complex() and group.options.has_rows:
+        raise ValueError(f"{what} is complex, and l21 takes real rows alone; use l21=0.")
     _check_writable(param, what)
 
 

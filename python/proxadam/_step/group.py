@@ -25,6 +25,19 @@ LISTS = {
 EXPONENT_LISTS = ("exp_avg_exponents", "exp_avg_sq_exponents")
 
 
+@dataclass(frozen=True, slots=True)
+class RowCut:
+    """That other processes have parts of each row of a parameter.
+
+    Attributes:
+        numel: elements of a whole row.
+        ranks: process groups, over each of which in turn sums over rows are added up.
+    """
+
+    numel: int
+    ranks: tuple[Any, ...]
+
+
 @dataclass(slots=True)
 class Group:
     """The arguments of one :func:`proxadam.prox_adam` call.
@@ -32,7 +45,8 @@ class Group:
     ``max_exp_avg_sqs`` is empty unless ``amsgrad``, and the exponents are unless the moments are
     codes; the other lists of tensors have one entry a parameter. ``numbers`` and ``offsets`` say
     what the elements draw that are rounded by chance (:mod:`proxadam._step.rounding_ops`): 0
-    where they are empty. The native modules read these attributes by name.
+    where they are empty. ``row_cuts`` has what l21 must know of DTensors. The native modules read
+    these attributes by name.
     """
 
     params: list[Tensor]
@@ -46,6 +60,12 @@ class Group:
     exp_avg_sq_exponents: list[Tensor] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    row_cuts: list[RowCut | None] = field(default_factory=list)
+
+    @property
+    def cut_rows(self) -> list[int]:
+        """For each parameter, 1 where its rows are cut; empty where none are."""
+        return [int(cut is not None) for cut in self.row_cuts]
 
     @classmethod
     def empty(cls, options: Options) -> Group:
@@ -121,12 +141,12 @@ class Group:
 
     def take(self, indices: Sequence[int]) -> Group:
         """The same options over some of the parameters."""
-        lists: dict[str, list[Any]] = {**self.lists(), **self._integers()}
+        lists: dict[str, list[Any]] = {**self.lists(), **self._others()}
         taken: dict[str, Any] = {
             name: [entries[i] for i in indices] for name, entries in lists.items()
         }
         return replace(self, **{"max_exp_avg_sqs": [], **taken})
 
-    def _integers(self) -> dict[str, list[int]]:
-        lists = {name: getattr(self, name) for name in ("numbers", "offsets")}
+    def _others(self) -> dict[str, list[Any]]:
+        lists = {name: getattr(self, name) for name in ("numbers", "offsets", "row_cuts")}
         return {name: entries for name, entries in lists.items() if entries}

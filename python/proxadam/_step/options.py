@@ -77,6 +77,7 @@ class Options:
     amsgrad: bool = False
     l1: float | Tensor = field(default=0.0, metadata={"check": _strength})
     l2: float | Tensor = field(default=0.0, metadata={"check": _strength})
+    l21: float | Tensor = field(default=0.0, metadata={"check": _strength})
     metric: str = field(default="adaptive", metadata={"check": _metric})
     l1_knee: float | Tensor = field(default=math.inf, metadata={"check": _above_zero})
     max_shrink: float | Tensor = field(default=10.0, metadata={"check": _at_least_one})
@@ -126,7 +127,12 @@ class Options:
     @property
     def has_prox(self) -> bool:
         """Whether there is anything to do after Adam; a strength off the host may be nonzero."""
-        return any(unread(value) or value != 0 for value in (self.l1, self.l2))
+        return any(unread(value) or value != 0 for value in (self.l1, self.l2, self.l21))
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows are taken as one; a strength off the host may be nonzero."""
+        return unread(self.l21) or bool(self.l21 != 0)
 
     @property
     def has_knee(self) -> bool:
@@ -167,6 +173,7 @@ class Options:
                 check(name, value)
         if self.state_dtype is not None:
             check_small_state(self.state_dtype, self.amsgrad, self.differentiable)
+        check_rows(self.l21, self.differentiable)
 
     def check_listwise(self) -> None:
         """Raise torch's errors for what it does not take where it takes lists."""
@@ -217,6 +224,7 @@ def check_group(group: Mapping[str, Any]) -> None:
         if not unread(value):
             check(name, value)
     check_small_state(*(group[name] for name in ("state_dtype", "amsgrad", "differentiable")))
+    check_rows(group["l21"], group["differentiable"])
 
 
 def check_small_state(state_dtype: object, amsgrad: bool, differentiable: bool) -> None:
@@ -230,6 +238,15 @@ def check_small_state(state_dtype: object, amsgrad: bool, differentiable: bool) 
         raise ValueError(
             f"state_dtype={state_dtype!r} does not support differentiable=True, for rounding by"
             " chance has no derivative; use state_dtype=None."
+        )
+
+
+def check_rows(l21: float | Tensor, differentiable: bool) -> None:
+    """Raise ValueError where autograd would have to go through the search for a root."""
+    if differentiable and (unread(l21) or l21 != 0):
+        raise ValueError(
+            "l21 does not support differentiable=True, for the norm of a row is searched for by"
+            " iteration; use l21=0."
         )
 
 

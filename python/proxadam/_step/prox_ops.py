@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..prox import prox_elastic_net
+from ..prox import left_of_rows, prox_elastic_net, row_pull
 from .options import unread
+from .stored import Rows
 
 _Slopes = list[Tensor] | None  # what l1 is multiplied with, for each parameter; None without knee
 
@@ -21,21 +22,67 @@ def each_(
 
     The prox takes d as no smaller than the smallest normal number: 1 / d may be multiplied by 0.
     """
-    bound = o.max_shrink * o.lr
-    l1s = [o.l1 * slope for slope in slopes] if slopes else [o.l1] * len(params)
+    l1s = _l1s(o, params, slopes)
     for param, second_moment, root, l1 in zip(params, second_moments, roots, l1s, strict=True):
         z = param.clone() if o.differentiable else param
-        step_size = o.lr
-        if not o.euclidean:
-            d = (second_moment.sqrt() / root).add_(o.eps)
-            step_size = o.lr / d.clamp_min(torch.finfo(d.dtype).tiny)
+        shrunk = prox_elastic_net(z, l1, o.l2, _step_size(o, second_moment, root))
+        param.copy_(_bounded(o, shrunk, z))
+
+
+def rows_(
+    o: Any,
+    params: list[Tensor],
+    second_moments: list[Tensor],
+    roots: Any,
+    slopes: _Slopes,
+    zeros: list[Tensor],
+    rows: list[Rows | None],
+) -> None:
+    """:func:`each_`, with l21 for those parameters that have rows.
+
+    ``zeros`` tells which weights of each stay zero, and take no part in their rows; or is empty.
+    """
+    l1s = _l1s(o, params, slopes)
+    for i, (z, second_moment, root, l1) in enumerate(
+        zip(params, second_moments, roots, l1s, strict=True)
+    ):
+        step_size = _step_size(o, second_moment, root)
         shrunk = prox_elastic_net(z, l1, o.l2, step_size)
-        if z.is_complex():
-            pull = shrunk - z
-            shrunk = torch.where(pull.abs() > bound, z + pull * (bound / pull.abs()), shrunk)
-        elif unread(bound) or bound < math.inf:
-            shrunk = shrunk.clamp(z - bound, z + bound)
-        param.copy_(shrunk.add_(0.0))  # −0.0 + 0.0 = +0.0: under the prox no zero has a sign
+        own = rows[i]
+        if own is not None:
+            if zeros:
+                shrunk.masked_fill_(zeros[i], 0.0)
+            strength = o.l21 * math.sqrt(own.numel)
+            pull = row_pull(shrunk, strength, o.l2, step_size)
+            shape = (-1, own.numel) if not own.ranks else (shrunk.shape[0], -1)
+            left = left_of_rows(
+                shrunk.reshape(shape), pull.reshape(shape), own.add_up if own.ranks else None
+            )
+            shrunk = shrunk * left.reshape(shrunk.shape)
+        z.copy_(_bounded(o, shrunk, z))
+
+
+def _l1s(o: Any, params: list[Tensor], slopes: _Slopes) -> list[Any]:
+    return [o.l1 * slope for slope in slopes] if slopes else [o.l1] * len(params)
+
+
+def _step_size(o: Any, second_moment: Tensor, root: Any) -> Any:
+    """Of the prox: lr / d for each coordinate, or lr."""
+    if o.euclidean:
+        return o.lr
+    d = (second_moment.sqrt() / root).add_(o.eps)
+    return o.lr / d.clamp_min(torch.finfo(d.dtype).tiny)
+
+
+def _bounded(o: Any, shrunk: Tensor, z: Tensor) -> Tensor:
+    """What a prox pulled no farther from z than max_shrink allows; under it no zero has a sign."""
+    bound = o.max_shrink * o.lr
+    if z.is_complex():
+        pull = shrunk - z
+        shrunk = torch.where(pull.abs() > bound, z + pull * (bound / pull.abs()), shrunk)
+    elif unread(bound) or bound < math.inf:
+        shrunk = shrunk.clamp(z - bound, z + bound)
+    return shrunk.add_(0.0)  # −0.0 + 0.0 = +0.0
 
 
 def list_(

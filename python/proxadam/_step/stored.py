@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .group import EXPONENT_LISTS, Group
+from .group import EXPONENT_LISTS, Group, RowCut
 from .options import Options
 from .rounding_ops import (
     FIRST,
@@ -22,8 +23,34 @@ from .rounding_ops import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a parameter: what its first index tells apart.
+
+    Attributes:
+        numel: how many elements a row has.
+        ranks: process groups that have parts of each row; none where it is here as a whole.
+    """
+
+    numel: int
+    ranks: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, param: Tensor, cut: RowCut | None = None) -> Rows | None:
+        """Those of a parameter of two dimensions and more."""
+        if cut is not None:
+            return cls(cut.numel, cut.ranks)
+        return cls(param.numel() // param.shape[0]) if param.ndim > 1 and param.numel() else None
+
+    def add_up(self, sums: Tensor) -> Tensor:
+        """Sums over the whole rows from those over their parts here, in place."""
+        for ranks in self.ranks:
+            torch.distributed.all_reduce(sums, group=ranks)
+        return sums
+
+
 @dataclass(slots=True)
-class Row:
+class Entry:
     """A parameter, or a stretch of one, with all that belongs to it."""
 
     tensors: tuple[Tensor, ...]  # param, grad, exp_avg, exp_avg_sq, with amsgrad its maximum
@@ -31,6 +58,7 @@ class Row:
     step: Tensor
     number: int
     offset: int
+    rows: Rows | None = None  # where l21 takes them as one
 
     @property
     def numel(self) -> int:
@@ -38,66 +66,71 @@ class Row:
         return self.tensors[0].numel()
 
 
-def rows_of(group: Group) -> list[Row]:
-    """A row for each parameter."""
+def entries_of(group: Group) -> list[Entry]:
+    """An entry for each parameter."""
     lists = group.lists()
     exponents = [lists.pop(name) for name in EXPONENT_LISTS if name in lists]
     steps = lists.pop("state_steps")
     zeros = [0] * len(steps)
+    rows: list[Rows | None] = [None] * len(steps)
+    if group.options.has_rows:
+        cuts = group.row_cuts or [None] * len(steps)
+        rows = [Rows.of(param, cut) for param, cut in zip(group.params, cuts, strict=True)]
     columns = (
         zip(*lists.values(), strict=True),
         zip(*exponents, strict=True) if exponents else [()] * len(steps),
         steps,
         group.numbers or zeros,
         group.offsets or zeros,
+        rows,
     )
-    return [Row(*row) for row in zip(*columns, strict=True)]
+    return [Entry(*entry) for entry in zip(*columns, strict=True)]
 
 
-def decoded(row: Row) -> list[Tensor]:
-    """The moments of a row, which are codes, in float32."""
-    codes = row.tensors[2:]
+def decoded(entry: Entry) -> list[Tensor]:
+    """The moments of an entry, which are codes, in float32."""
+    codes = entry.tensors[2:]
     in_memory = InMemory(codes[0])
     return [
         in_memory.shaped(decode(moment, in_memory.flat(tensor), exponents), tensor)
-        for moment, tensor, exponents in zip((FIRST, SECOND), codes, row.exponents, strict=True)
+        for moment, tensor, exponents in zip((FIRST, SECOND), codes, entry.exponents, strict=True)
     ]
 
 
 class Chance:
-    """How the tensors of a row are rounded as they are written.
+    """How the tensors of an entry are rounded as they are written.
 
     Args:
         options: of its group.
-        row: the tensors.
+        entry: the tensors.
         step: the number of the step, one element.
     """
 
-    def __init__(self, options: Options, row: Row, step: Tensor) -> None:
-        param, _, exp_avg = row.tensors[:3]
-        self._row = row
+    def __init__(self, options: Options, entry: Entry, step: Tensor) -> None:
+        param, _, exp_avg = entry.tensors[:3]
+        self._entry = entry
         self.rounds_state = options.stochastic_state and exp_avg.dtype in (
             torch.bfloat16,
             torch.uint8,
         )
         self._rounds_param = options.stochastic_params and param.dtype.itemsize == 2
-        if self.rounds_state or self._rounds_param or row.exponents:
+        if self.rounds_state or self._rounds_param or entry.exponents:
             self._in_memory = InMemory(exp_avg)
         if self.rounds_state or self._rounds_param:
-            self._draws = _draws(options.seed, row, step)
+            self._draws = _draws(options.seed, entry, step)
 
     def write_state(self, values: list[Tensor]) -> None:
         """Write moments, given in float32, and the maximum of the second: to the nearest."""
-        tensors = self._row.tensors[2:]
+        tensors = self._entry.tensors[2:]
         chances: list[Tensor | int] = [TO_NEAREST, TO_NEAREST]
         if self.rounds_state:
             drawn = self._draws.of_state()
             chances = [drawn & 0xFFFF, drawn >> 16]
-        if self._row.exponents:
+        if self._entry.exponents:
             for i, moment in enumerate((FIRST, SECOND)):
                 codes, exponents = encode(moment, self._in_memory.flat(values[i]), chances[i])
                 tensors[i].copy_(self._in_memory.shaped(codes, tensors[i]))
-                self._row.exponents[i].copy_(exponents)
+                self._entry.exponents[i].copy_(exponents)
             return
         for tensor, value, chance in zip(tensors, values, chances, strict=False):
             tensor.copy_(self._rounded(value, tensor.dtype, chance))  # type: ignore[arg-type]
@@ -106,7 +139,7 @@ class Chance:
 
     def param(self, values: Tensor) -> Tensor:
         """The parameter, given in float32, as it is to be kept."""
-        dtype = self._row.tensors[0].dtype
+        dtype = self._entry.tensors[0].dtype
         if not self._rounds_param:
             return values.to(dtype)
         return self._rounded(values, dtype, self._draws.of_param())
@@ -116,9 +149,9 @@ class Chance:
         return self._in_memory.shaped(flat, values)
 
 
-def _draws(seed: int, row: Row, step: Tensor) -> Draws:
+def _draws(seed: int, entry: Entry, step: Tensor) -> Draws:
     counted: int | Tensor = step
     if not torch.compiler.is_compiling() and step.is_cpu:
         counted = int(step.item())
-    key = tensor_key(seed, row.number)
-    return Draws(key, counted, row.offset, row.numel, row.tensors[0].device)
+    key = tensor_key(seed, entry.number)
+    return Draws(key, counted, entry.offset, entry.numel, entry.tensors[0].device)

@@ -9,6 +9,7 @@ last.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from . import prox_ops, stored
 from .group import Group
 from .options import TYPES, Options, unread
 from .rounding_ops import BLOCK
-from .stored import Row, rows_of
+from .stored import Entry, entries_of
 
 # Elements of CPU tensors taken at a time: what two dozen elementwise passes touch stays in cache.
 # Measured; with fewer, calls weigh more, and waiting for all threads at the end of each op.
@@ -44,13 +45,16 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
         unscaled = [grad / scale.to(grad.device, non_blocking=True) for grad in grads]
         _write(group.grads, unscaled, foreach=False)
         group = replace(group, grads=unscaled)
-    rows = rows_of(group)
+    entries = entries_of(group)
     kinds = defaultdict(list)
-    for row in rows:
-        kinds[_kind(row)].append(row)
+    for entry in entries:
+        kinds[_kind(entry)].append(entry)
     listed = {k for k, alike in kinds.items() if _uses_foreach(group.options, alike, traced)}
     # The others in list order: they may share memory.
-    for together in [*(kinds[k] for k in listed), *([r] for r in rows if _kind(r) not in listed)]:
+    for together in [
+        *(kinds[k] for k in listed),
+        *([r] for r in entries if _kind(r) not in listed),
+    ]:
         foreach = _kind(together[0]) in listed
         tensors = *together[0].tensors, *together[0].exponents, together[0].step
         whole = traced or group.options.differentiable or not all(map(_is_plain, tensors))
@@ -59,7 +63,7 @@ def step(group: Group, grad_scale: Tensor | None = None) -> None:
         for block in _blocks(together, sys.maxsize if whole else BLOCK_NUMEL):
             _update(group.options, block, foreach, whole, traced)
         if not traced:  # a number would be wrapped into a tensor once for each of them
-            steps = [row.step for row in together]
+            steps = [entry.step for entry in together]
             torch._foreach_add_(steps, torch.ones((), device=steps[0].device))
 
 
@@ -70,18 +74,18 @@ def rehearse(group: Group, grad_scale: Tensor | None = None) -> None:
     """
     devices = {param.device for param in group.params}
     fallible = {device for device in devices if group.options.may_fail(device)}
-    for i, row in enumerate(zip(*group.lists().values(), strict=True)):
-        kinds = {*map(type, row)} - {Tensor, Parameter}
-        if row[0].device in fallible or any(map(_has_own_ops, kinds)):
+    for i, entry in enumerate(zip(*group.lists().values(), strict=True)):
+        kinds = {*map(type, entry)} - {Tensor, Parameter}
+        if entry[0].device in fallible or any(map(_has_own_ops, kinds)):
             copies = group.take([i])
             for tensors in copies.lists().values():
                 tensors[:] = [tensor.clone() for tensor in tensors]
             step(copies, grad_scale)
 
 
-def _kind(row: Row) -> tuple[Any, ...]:
-    """What rows have in common that may go through one list."""
-    param, _, exp_avg = row.tensors[:3]
+def _kind(entry: Entry) -> tuple[Any, ...]:
+    """What entries have in common that may go through one list."""
+    param, _, exp_avg = entry.tensors[:3]
     return param.device, param.dtype, exp_avg.dtype
 
 
@@ -90,20 +94,20 @@ def _has_own_ops(kind: type) -> bool:
     return not own.isdisjoint(("__torch_function__", "__torch_dispatch__"))
 
 
-def _uses_foreach(options: Options, rows: list[Row], traced: bool) -> bool:
-    params = [row.tensors[0] for row in rows]
-    if options.has_prox and params[0].is_complex():
+def _uses_foreach(options: Options, entries: list[Entry], traced: bool) -> bool:
+    params = [entry.tensors[0] for entry in entries]
+    if options.has_rows or (options.has_prox and params[0].is_complex()):
         return False
     foreach = options.foreach
     if foreach is None:
         _, foreach = _default_to_fused_or_foreach(params, options.differentiable, use_fused=False)
         in_tensors = any(isinstance(v, Tensor) for v in (options.lr, options.beta1, options.beta2))
         foreach = foreach and (options.capturable or not in_tensors)
-        kept = [(row.tensors[0], *row.tensors[2:], row.step) for row in rows]
+        kept = [(entry.tensors[0], *entry.tensors[2:], entry.step) for entry in entries]
         written = [id(tensor) for tensors in kept for tensor in tensors]
         foreach = foreach and len(written) == len({*written})
     # torch writes no list that has a lazily negated view in it; a compiler cannot be asked.
-    return foreach and (traced or not any(t.is_neg() for row in rows for t in row.tensors))
+    return foreach and (traced or not any(t.is_neg() for entry in entries for t in entry.tensors))
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -112,12 +116,12 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, Parameter) and tensor.is_cpu and not odd
 
 
-def _blocks(rows: list[Row], limit: int) -> Iterator[list[Row]]:
-    """Cut contiguous rows into pieces and hand these out, about ``limit`` elements at a time."""
-    block: list[Row] = []
+def _blocks(entries: list[Entry], limit: int) -> Iterator[list[Entry]]:
+    """Cut contiguous entries into pieces and hand these out, about ``limit`` elements at a time."""
+    block: list[Entry] = []
     numel = 0
-    for row in rows:
-        for piece in _pieces(row, limit):
+    for entry in entries:
+        for piece in _pieces(entry, limit):
             if block and numel + piece.numel > limit:
                 yield block
                 block, numel = [], 0
@@ -127,28 +131,31 @@ def _blocks(rows: list[Row], limit: int) -> Iterator[list[Row]]:
         yield block
 
 
-def _pieces(row: Row, limit: int) -> list[Row]:
-    limit = -(-limit // BLOCK) * BLOCK if row.exponents else limit
-    if row.numel <= limit or not all(t.is_contiguous() for t in row.tensors):
-        return [row]
-    cut = list(zip(*(t.view(-1).split(limit) for t in row.tensors), strict=True))
-    blocks = [e.split(limit // BLOCK) for e in row.exponents]
+def _pieces(entry: Entry, limit: int) -> list[Entry]:
+    unit = math.lcm(BLOCK if entry.exponents else 1, entry.rows.numel if entry.rows else 1)
+    limit = -(-limit // unit) * unit  # whole blocks of codes, and whole rows
+    if entry.numel <= limit or not all(t.is_contiguous() for t in entry.tensors):
+        return [entry]
+    cut = list(zip(*(t.view(-1).split(limit) for t in entry.tensors), strict=True))
+    blocks = [e.split(limit // BLOCK) for e in entry.exponents]
     exponents = list(zip(*blocks, strict=True)) if blocks else [()] * len(cut)
     return [
-        replace(row, tensors=tensors, exponents=of, offset=row.offset + i * limit)
+        replace(entry, tensors=tensors, exponents=of, offset=entry.offset + i * limit)
         for i, (tensors, of) in enumerate(zip(cut, exponents, strict=True))
     ]
 
 
-def _update(options: Options, rows: list[Row], foreach: bool, whole: bool, traced: bool) -> None:
+def _update(
+    options: Options, entries: list[Entry], foreach: bool, whole: bool, traced: bool
+) -> None:
     """Adam and the prox on tensors of one kind, all but the counters."""
-    params, grads, *moments = map(list, zip(*(row.tensors for row in rows), strict=True))
-    steps = [row.step for row in rows]
+    params, grads, *moments = map(list, zip(*(entry.tensors for entry in entries), strict=True))
+    steps = [entry.step for entry in entries]
     asked = unread(options.lr)  # only the device knows whether lr is 0
     moves = options.differentiable or asked or options.lr != 0
     working = [_upcast(tensors) for tensors in (params, grads, *moments)]
-    if rows[0].exponents:
-        working[2:] = map(list, zip(*map(stored.decoded, rows), strict=True))
+    if entries[0].exponents:
+        working[2:] = map(list, zip(*map(stored.decoded, entries), strict=True))
     if options.differentiable:  # the backward pass needs them as they are; the next step overwrites
         working[2:] = [[tensor.clone() for tensor in tensors] for tensors in working[2:]]
     if asked or not moves:
@@ -173,12 +180,18 @@ def _update(options: Options, rows: list[Row], foreach: bool, whole: bool, trace
         if not (traced or options.capturable or options.differentiable):
             counts = [step_t.item() for step_t in steps]
         roots = [(1 - options.beta2**count) ** 0.5 for count in counts]
-        prox_ = prox_ops.list_ if foreach or not whole else prox_ops.each_
-        prox_(options, working[0], working[-1], roots, slopes)
+        if options.has_rows:
+            rows = [entry.rows for entry in entries]
+            prox_ops.rows_(options, working[0], working[-1], roots, slopes, zeros, rows)
+        else:
+            prox_ = prox_ops.list_ if foreach or not whole else prox_ops.each_
+            prox_(options, working[0], working[-1], roots, slopes)
     for weight, zero in zip(working[0] if zeros else [], zeros, strict=True):
         weight.masked_fill_(zero, 0.0)
-    chances = [stored.Chance(options, row, step_t) for row, step_t in zip(rows, steps, strict=True)]
-    if rows[0].exponents or chances[0].rounds_state:
+    chances = [
+        stored.Chance(options, entry, step_t) for entry, step_t in zip(entries, steps, strict=True)
+    ]
+    if entries[0].exponents or chances[0].rounds_state:
         for chance, *values in zip(chances, *working[2:], strict=True):
             chance.write_state(values)
     else:
