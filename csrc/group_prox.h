@@ -8,8 +8,8 @@
 // concave and rises, hence Newton's iterates rise to the root from any point below it, and
 // the error behind an iterate is at most 1.5 times the square of the last relative rise.
 //
-// Sums are those of doubles, in one order for every processor: of 1024 elements each lane of 32 has
-// every 32nd, lanes are folded in halves, and such segments are added up one after the other.
+// Sums are in one order for every processor: of 1024 elements each lane of 32 has every 32nd, lanes
+// are folded in halves, and such segments are added up one after the other, in double.
 
 #pragma once
 
@@ -39,95 +39,134 @@ PROXADAM_INLINE constexpr bool has_l2(Update update) {
   return update != Update::kAdam && update != Update::kAdaptiveL1;
 }
 
-// As update_param() begins; a weight that stays zero takes no part.
+// The elastic net of update_param(), with one division for c and b. A weight that stays zero takes
+// no part.
 template <Update update, typename Math, typename opmath_t>
 PROXADAM_INLINE RowTerms<opmath_t> row_terms(Math& math, const StepConstants<opmath_t>& c,
                                              opmath_t row_pull, opmath_t exp_avg, opmath_t denom,
                                              opmath_t param) {
   const bool stays = param == c.kept;
-  const Proximal<opmath_t> found =
-      proximal<update>(math, c, exp_avg, denom, c.decay_factor * param);
-  const opmath_t inv_metric = c.euclidean ? opmath_t(1) : found.inv_denom;
-  opmath_t pull = row_pull * inv_metric;
-  if (has_l2(update)) pull = quotient(math, pull, 1 + c.lr_l2 * inv_metric);
+  param = c.decay_factor * param;
+  const opmath_t inv_denom = reciprocal(math, denom);
+  const opmath_t z = param - c.step_size * exp_avg * inv_denom;
+  opmath_t step_size = c.euclidean ? opmath_t(1) : inv_denom;
+  opmath_t threshold = c.lr_l1 * step_size;
+  if (update == Update::kLog) threshold = threshold * log_slope(math, c, param);
+  opmath_t shrunk = soft_threshold(math, z, threshold);
+  if (has_l2(update)) {
+    const opmath_t shrink = reciprocal(math, 1 + c.lr_l2 * step_size);
+    shrunk = shrunk * shrink;
+    step_size = step_size * shrink;
+  }
+  const opmath_t pull = row_pull * step_size;
   const opmath_t least = smallest_normal(pull);
-  return {stays ? opmath_t(0) : found.z, stays ? opmath_t(0) : found.shrunk,
-          pull < least ? least : pull};
+  return {stays ? opmath_t(0) : z, stays ? opmath_t(0) : shrunk, pull < least ? least : pull};
 }
 
-// θ / (θ + b): what is left of an element. `norm` is not negative.
-template <typename Math, typename opmath_t>
-PROXADAM_INLINE opmath_t left_of(Math& math, opmath_t norm, opmath_t pull) {
-  return quotient(math, norm, norm + pull);
-}
-
-// An element's new value.
+// An element's new value, of which l21 leaves so much.
 template <typename Math, typename opmath_t>
 PROXADAM_INLINE opmath_t element_of_row(Math& math, const StepConstants<opmath_t>& c,
-                                        const RowTerms<opmath_t>& terms, opmath_t norm) {
-  return bounded(math, c, terms.shrunk * left_of(math, norm, terms.pull), terms.z);
+                                        opmath_t shrunk, opmath_t z, opmath_t left) {
+  return bounded(math, c, shrunk * left, z);
 }
 
 // ---- sums over elements -----------------------------------------------------------------------
 
-// What is added up over a row: x² and x² · weight, where x and the weight are
-enum class Term {
-  kAtInfinity,  // c and b: where the tangent of ψ at infinity meets zero
-  kAtZero,      // c / b and 1 / b: whether the row is 0, and a step of Newton's from θ = 0
-  kAtNorm       // w(θ) and θ / (θ + b): a step of Newton's from θ
-};
-
+// Of x² and of x² · weight, over a row or a lane of it.
+template <typename sum_t>
 struct Sums {
-  double squares;
-  double weighted;
+  sum_t squares;
+  sum_t weighted;
 };
 
-template <Term term, typename Math, typename opmath_t>
-PROXADAM_INLINE Sums sums_of(Math& math, opmath_t norm, opmath_t shrunk, opmath_t pull) {
-  double x = shrunk;
-  double weight = pull;
-  if (term == Term::kAtZero) {
-    weight = 1 / double(pull);
-    x = double(shrunk) * weight;
-  }
-  if (term == Term::kAtNorm) {
-    const opmath_t left = left_of(math, norm, pull);
-    x = shrunk * left;
-    weight = left;
-  }
+// c and b: where the tangent of ψ at infinity meets zero.
+template <typename opmath_t>
+struct AtInfinity {
+  using sum_t = opmath_t;
+};
+
+template <typename Math, typename opmath_t>
+PROXADAM_INLINE Sums<opmath_t> sums_of(Math&, AtInfinity<opmath_t>, opmath_t shrunk, opmath_t pull,
+                                       opmath_t&) {
+  return {shrunk * shrunk, shrunk * shrunk * pull};
+}
+
+// c / b and 1 / b: whether the row is 0, and a step of Newton's from θ = 0. In double, for these
+// may be of any size.
+template <typename opmath_t>
+struct AtZero {
+  using sum_t = double;
+};
+
+template <typename Math, typename opmath_t>
+PROXADAM_INLINE Sums<double> sums_of(Math&, AtZero<opmath_t>, opmath_t shrunk, opmath_t pull,
+                                     opmath_t&) {
+  const double weight = 1 / double(pull);
+  const double x = shrunk * weight;
   return {x * x, x * x * weight};
+}
+
+// w(θ) / θ and θ / (θ + b): a step of Newton's from θ. The latter is kept.
+template <typename opmath_t>
+struct AtNorm {
+  using sum_t = opmath_t;
+  opmath_t norm;
+  opmath_t inv_norm;
+};
+
+template <typename Math, typename opmath_t>
+PROXADAM_INLINE Sums<opmath_t> sums_of(Math& math, AtNorm<opmath_t> at, opmath_t shrunk,
+                                       opmath_t pull, opmath_t& left) {
+  left = quotient(math, at.norm, at.norm + pull);
+  const opmath_t x = shrunk * left * at.inv_norm;
+  return {x * x, x * x * left};
 }
 
 // ---- the root ---------------------------------------------------------------------------------
 
-// A relative rise behind which the next would be less than a rounding.
-PROXADAM_INLINE constexpr double least_rise(float) { return 0x1p-13; }
-PROXADAM_INLINE constexpr double least_rise(double) { return 0x1p-27; }
+// A relative step behind which the next would be less than a rounding.
+PROXADAM_INLINE constexpr double least_step(float) { return 0x1p-13; }
+PROXADAM_INLINE constexpr double least_step(double) { return 0x1p-27; }
 
-// Two or three in training; rows whose pulls differ by 10^8 take as many as this.
+// One or two in training; rows whose pulls differ by 10^8 take nine.
 constexpr int kNewtonSteps = 10;
 
-// ‖w‖ of the solution, 0 where the row is. A Row adds up a term over its elements; a NaN among
-// them comes out again.
+// What becomes of a row.
+template <typename opmath_t>
+struct Root {
+  bool is_zero;
+  opmath_t rise;  // of the norm, in relation to that which elements were left at
+};
+
+// A Row adds up sums_of() over its elements, and keeps what is left of them; a NaN among them
+// comes out again.
 template <typename opmath_t, typename Row>
-PROXADAM_INLINE opmath_t row_norm(const Row& row) {
-  const Sums far = row.template sum<Term::kAtInfinity>(opmath_t(0));
-  if (far.squares == 0) return 0;
-  double norm = sqrt(far.squares) - far.weighted / far.squares;
-  if (!(norm > 0)) {
-    const Sums near = row.template sum<Term::kAtZero>(opmath_t(0));
-    if (near.squares <= 1) return 0;
+PROXADAM_INLINE Root<opmath_t> root_of(const Row& row) {
+  const Sums<double> far = row.add_up(AtInfinity<opmath_t>{});
+  const double of_shrunk = sqrt(far.squares);
+  double norm = of_shrunk - far.weighted / far.squares;
+  if (!(norm > of_shrunk * 0x1p-10 && norm < HUGE_VAL)) {  // too near to 0 to be believed
+    const Sums<double> near = row.add_up(AtZero<opmath_t>{});
+    if (near.squares <= 1) return {true, 0};
     norm = (sqrt(near.squares) - 1) * (near.squares / near.weighted);
   }
+  double rise = 0;
   for (int i = 0; i < kNewtonSteps; ++i) {
-    const Sums here = row.template sum<Term::kAtNorm>(opmath_t(norm));
+    norm += norm * rise;
+    const opmath_t narrow = opmath_t(norm);
+    const Sums<double> here = row.add_up(AtNorm<opmath_t>{narrow, 1 / narrow});
+    rise = 0;
     if (!(here.weighted > 0)) break;  // NaN, or all below the smallest number
-    const double rise = (sqrt(here.squares) - norm) * (here.squares / here.weighted);
-    if (!(rise > 0)) break;
-    norm += rise;
-    if (rise <= norm * least_rise(opmath_t(0))) break;
+    rise = (sqrt(here.squares) - 1) * (here.squares / here.weighted);
+    if (fabs(rise) <= least_step(opmath_t(0))) break;
   }
-  return opmath_t(norm);
+  return {false, opmath_t(rise)};
+}
+
+// What is left of an element at the root, to first order in the last rise.
+template <typename opmath_t>
+PROXADAM_INLINE opmath_t left_at(const Root<opmath_t>& root, opmath_t left) {
+  return left + left * (1 - left) * root.rise;
 }
 
 }  // namespace proxadam

@@ -252,25 +252,6 @@ PROXADAM_INLINE constexpr bool has_prox(Update update) {
   return update != Update::kFrozen && update != Update::kAdam;
 }
 
-// Adam's result z, its prox, and 1 / d.
-template <typename opmath_t>
-struct Proximal {
-  opmath_t z;
-  opmath_t shrunk;
-  opmath_t inv_denom;
-};
-
-// From the decayed parameter, the new first moment and the denominator: a multiplication each,
-// where Adam alone divides.
-template <Update update, typename Math, typename opmath_t>
-PROXADAM_INLINE Proximal<opmath_t> proximal(Math& math, const StepConstants<opmath_t>& c,
-                                            opmath_t exp_avg, opmath_t denom, opmath_t param) {
-  const opmath_t inv_denom = reciprocal(math, denom);
-  const opmath_t z = param - c.step_size * exp_avg * inv_denom;
-  const opmath_t slope = update == Update::kLog ? log_slope(math, c, param) : opmath_t(1);
-  return {z, prox<update>(math, c, z, inv_denom, slope), inv_denom};
-}
-
 // What a prox pulled no farther from z than max_shrink allows; −0.0 + 0.0 = +0.0.
 template <typename Math, typename opmath_t>
 PROXADAM_INLINE opmath_t bounded(Math& math, const StepConstants<opmath_t>& c, opmath_t shrunk,
@@ -286,8 +267,11 @@ PROXADAM_INLINE void update_param(Math& math, const StepConstants<opmath_t>& c, 
   const bool stays = param == c.kept;
   param = c.decay_factor * param;
   if (has_prox(update)) {
-    const Proximal<opmath_t> found = proximal<update>(math, c, exp_avg, denom, param);
-    param = bounded(math, c, found.shrunk, found.z);
+    // A multiplication each, where Adam alone divides.
+    const opmath_t inv_denom = reciprocal(math, denom);
+    const opmath_t z = param - c.step_size * exp_avg * inv_denom;
+    const opmath_t slope = update == Update::kLog ? log_slope(math, c, param) : opmath_t(1);
+    param = bounded(math, c, prox<update>(math, c, z, inv_denom, slope), z);
   } else {
     param = param - quotient(math, c.step_size * exp_avg, denom);
   }

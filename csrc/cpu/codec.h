@@ -260,9 +260,7 @@ class Tile {
 
   // What was computed elsewhere.
   void store_from(const opmath_t* values, int64_t begin, int64_t numel, Rounding how) {
-    if (converts()) return codec_.store(values, begin, numel, stored_, how);
-    opmath_t* __restrict to = static_cast<opmath_t*>(stored_.elements) + begin;
-    for (int64_t i = 0; i < numel; ++i) to[i] = values[i];
+    if (converts()) codec_.store(values, begin, numel, stored_, how);
   }
 
  private:

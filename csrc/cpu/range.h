@@ -29,9 +29,12 @@ struct Rows {
   void* scratch;     // kScratch numbers of the type of computation
 };
 
-// Elements of the longest stretch of rows that are taken together, and room for what is kept of it.
+// Elements of the longest stretch of rows that are taken together, and room for what is kept of it:
+// five numbers each. What belongs to one element must not lie at one place of five pages, where
+// the tensors lie too: a first-level cache has room for eight lines of one place.
 constexpr int64_t kLongestRows = 1 << 16;
-constexpr int64_t kScratch = 3 * kLongestRows;
+constexpr int64_t kApart = 17 * 16;
+constexpr int64_t kScratch = 5 * (kLongestRows + kApart);
 
 // Elements [begin, end) of a dense tensor and of its gradient and state, and what to do with them.
 // A range begins with a block of csrc/codes.h, and with a row.

@@ -37,7 +37,7 @@ Stochastic stochastic_of(const Work& work, const TensorEntry& entry) {
 }
 
 // Elements that are worth what it costs to go over rows three times.
-constexpr std::int64_t kTogether = 4096;
+constexpr std::int64_t kTogether = 1024;
 
 // What a stretch of whole rows is a multiple of: whole blocks too, where there are codes.
 std::int64_t unit_of(std::int64_t row, const TensorTypes& types) {

@@ -14,20 +14,27 @@ namespace proxadam {
 namespace PROXADAM_CPU_CAPABILITY {
 namespace {
 
-// RowTerms of as many rows as are taken together.
+// RowTerms of as many rows as are taken together, and what becomes of them.
 template <typename opmath_t>
 struct Terms {
   opmath_t* z;
   opmath_t* shrunk;
   opmath_t* pulls;
+  opmath_t* left;
+  opmath_t* params;  // where they are not stored so
 
   explicit Terms(const Range& range)
-      : z(static_cast<opmath_t*>(range.rows.scratch)),
-        shrunk(z + kLongestRows),
-        pulls(shrunk + kLongestRows) {}
+      : Terms(static_cast<opmath_t*>(range.rows.scratch), range.rows.together + kApart) {}
 
-  Terms(const Terms& all, int64_t begin)
-      : z(all.z + begin), shrunk(all.shrunk + begin), pulls(all.pulls + begin) {}
+  Terms from(int64_t begin) const { return Terms(z + begin, shrunk - z); }
+
+ private:
+  Terms(opmath_t* first, int64_t apart)
+      : z(first),
+        shrunk(z + apart),
+        pulls(shrunk + apart),
+        left(pulls + apart),
+        params(left + apart) {}
 };
 
 // Adam over at most kTile elements, and what they bring to their rows; the parameters stay.
@@ -74,65 +81,88 @@ auto terms_for(Update update, bool amsgrad, bool unscale) {
   return decltype(terms_with_flags<opmath_t, Update::kAdam>(false, false)){};
 }
 
-// A row for row_norm().
+// Twice over the lanes: what is kept of them must not part sums from their registers.
+template <typename At, typename opmath_t, typename sum_t>
+PROXADAM_INLINE void add_lanes(At at, const opmath_t* __restrict shrunk,
+                               const opmath_t* __restrict pulls, opmath_t* __restrict left,
+                               int64_t lanes, sum_t (&squares)[kLanes],
+                               sum_t (&weighted)[kLanes]) {
+  Bounded<opmath_t> math;
+  sum_t more_squares[kLanes], more_weighted[kLanes];
+  for (int lane = 0; lane < lanes; ++lane) {
+    const Sums<sum_t> of = sums_of(math, at, shrunk[lane], pulls[lane], left[lane]);
+    more_squares[lane] = of.squares;
+    more_weighted[lane] = of.weighted;
+  }
+  for (int lane = 0; lane < lanes; ++lane) squares[lane] += more_squares[lane];
+  for (int lane = 0; lane < lanes; ++lane) weighted[lane] += more_weighted[lane];
+}
+
+template <int half>
+PROXADAM_INLINE void fold(double* lanes) {
+  for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  if constexpr (half > 1) fold<half / 2>(lanes);
+}
+
+template <typename sum_t>
+PROXADAM_INLINE double folded(const sum_t (&lanes)[kLanes]) {
+  alignas(64) double halves[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) halves[lane] = lanes[lane];
+  fold<kLanes / 2>(halves);
+  return halves[0];
+}
+
+// A row for root_of().
 template <typename opmath_t>
 struct Row {
-  const opmath_t* shrunk;
-  const opmath_t* pulls;
+  Terms<opmath_t> terms;
   int64_t numel;
 
-  template <Term term>
-  Sums sum(opmath_t norm) const {
-    Sums total{0, 0};
+  template <typename At>
+  Sums<double> add_up(At at) const {
+    Sums<double> total{0, 0};
     for (int64_t begin = 0; begin < numel; begin += kSegment) {
       const int64_t left = numel - begin;
-      const Sums of = segment<term>(norm, begin, left < kSegment ? left : kSegment);
-      total.squares += of.squares;
-      total.weighted += of.weighted;
+      add_segment(at, begin, left < kSegment ? left : kSegment, total);
     }
     return total;
   }
 
  private:
-  template <Term term>
-  Sums segment(opmath_t norm, int64_t begin, int64_t numel) const {
-    Bounded<opmath_t> math;
-    const opmath_t* __restrict c = shrunk + begin;
-    const opmath_t* __restrict b = pulls + begin;
-    alignas(64) double squares[kLanes] = {}, weighted[kLanes] = {};
+  template <typename At>
+  void add_segment(At at, int64_t begin, int64_t length, Sums<double>& total) const {
+    using sum_t = typename At::sum_t;
+    const opmath_t* __restrict shrunk = terms.shrunk + begin;
+    const opmath_t* __restrict pulls = terms.pulls + begin;
+    opmath_t* __restrict left = terms.left + begin;
+    alignas(64) sum_t squares[kLanes] = {}, weighted[kLanes] = {};
     int64_t i = 0;
-    for (; i + kLanes <= numel; i += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const Sums of = sums_of<term>(math, norm, c[i + lane], b[i + lane]);
-        squares[lane] += of.squares;
-        weighted[lane] += of.weighted;
-      }
+    for (; i + kLanes <= length; i += kLanes) {
+      add_lanes(at, shrunk + i, pulls + i, left + i, kLanes, squares, weighted);
     }
-    for (int lane = 0; lane < numel - i; ++lane) {
-      const Sums of = sums_of<term>(math, norm, c[i + lane], b[i + lane]);
-      squares[lane] += of.squares;
-      weighted[lane] += of.weighted;
-    }
-    for (int half = kLanes / 2; half; half /= 2) {
-      for (int lane = 0; lane < half; ++lane) {
-        squares[lane] += squares[lane + half];
-        weighted[lane] += weighted[lane + half];
-      }
-    }
-    return {squares[0], weighted[0]};
+    add_lanes(at, shrunk + i, pulls + i, left + i, length - i, squares, weighted);
+    total.squares += folded(squares);
+    total.weighted += folded(weighted);
   }
 };
 
-// The row's new values in the place of the elementwise prox.
+// The row's new values.
 template <typename opmath_t>
-void prox_of_row(const StepConstants<opmath_t>& c, const Terms<opmath_t>& terms, int64_t numel) {
+void prox_of_row(const StepConstants<opmath_t>& c, const Terms<opmath_t>& terms, int64_t numel,
+                 opmath_t* __restrict params) {
   Bounded<opmath_t> math;
-  const opmath_t norm = row_norm<opmath_t>(Row<opmath_t>{terms.shrunk, terms.pulls, numel});
+  const Root<opmath_t> root = root_of<opmath_t>(Row<opmath_t>{terms, numel});
   const opmath_t* __restrict z = terms.z;
-  opmath_t* __restrict shrunk = terms.shrunk;
-  const opmath_t* __restrict pulls = terms.pulls;
-  for (int64_t i = 0; i < numel; ++i) {
-    shrunk[i] = element_of_row(math, c, RowTerms<opmath_t>{z[i], shrunk[i], pulls[i]}, norm);
+  const opmath_t* __restrict shrunk = terms.shrunk;
+  const opmath_t* __restrict left = terms.left;
+  if (root.is_zero) {
+    for (int64_t i = 0; i < numel; ++i) {
+      params[i] = element_of_row(math, c, shrunk[i], z[i], opmath_t(0));
+    }
+  } else {
+    for (int64_t i = 0; i < numel; ++i) {
+      params[i] = element_of_row(math, c, shrunk[i], z[i], left_at(root, left[i]));
+    }
   }
 }
 
@@ -152,16 +182,19 @@ void update_rows_in(const Range& range) {
       loop(c, {}, opmath_t(range.rows.pull), tiles.params.load(begin, numel),
            tiles.grads.load(begin, numel), tiles.exp_avgs.load(begin, numel),
            tiles.exp_avg_sqs.load(begin, numel), tiles.max_exp_avg_sqs.load(begin, numel),
-           {terms, begin - first}, numel);
+           terms.from(begin - first), numel);
       tiles.store_rest(begin, numel, draws.state);
     }
+    const bool converts = tiles.params.converts();
+    opmath_t* const params = converts ? terms.params : tiles.params.load(first, 0);
     for (int64_t row = first; row < end; row += range.rows.numel) {
-      prox_of_row<opmath_t>(c, {terms, row - first}, range.rows.numel);
+      prox_of_row(c, terms.from(row - first), range.rows.numel, params + (row - first));
     }
+    if (!converts) continue;
     for (int64_t begin = first; begin < end; begin += numel) {
       numel = draws.numel(begin, tiles.numel(begin, end));
       draws.fill_param(begin, numel);
-      tiles.params.store_from(terms.shrunk + (begin - first), begin, numel, draws.param);
+      tiles.params.store_from(params + (begin - first), begin, numel, draws.param);
     }
   }
 }
