@@ -15,6 +15,7 @@ from tools import each_class, each_twin, error_of, weights
 OWN_DEFAULTS = {
     "l1": 0.0,
     "l2": 0.0,
+    "l21": 0.0,
     "l1_knee": math.inf,
     "metric": "adaptive",
     "max_shrink": 10.0,

@@ -89,6 +89,7 @@ options_strategy = st.fixed_dictionaries(
         "decoupled_weight_decay": st.booleans(),
         "l1": st.sampled_from([0.0, 1e-5, 0.05, 1.0]),
         "l2": st.sampled_from([0.0, 1e-4, 0.5]),
+        "l21": st.sampled_from([0.0, 0.0, 0.05, 0.5]),
         "l1_knee": st.sampled_from([float("inf"), 0.02, 1.0]),
         "keep_zeros": st.booleans(),
         "metric": st.sampled_from(["adaptive", "euclidean"]),
@@ -105,11 +106,19 @@ options_strategy = st.fixed_dictionaries(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(options=options_strategy, numel=st.integers(0, 70), scale=st.sampled_from([1e-3, 1, 30.0]))
-def test_random_options_against_the_oracle(backend, storage, options, numel, scale):
-    run = Trajectory(torch.randn(numel), backend, storage, **options)
+@given(
+    options=options_strategy,
+    shape=st.one_of(
+        st.tuples(st.integers(0, 70)),
+        st.tuples(st.integers(0, 7), st.integers(0, 40)),
+        st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)),
+    ),
+    scale=st.sampled_from([1e-3, 1, 30.0]),
+)
+def test_random_options_against_the_oracle(backend, storage, options, shape, scale):
+    run = Trajectory(torch.randn(shape), backend, storage, **options)
     for _ in range(4):
-        run.step(torch.randn(numel).mul(scale))
+        run.step(torch.randn(shape).mul(scale))
 
 
 @pytest.mark.parametrize(
