@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import backends
 from ._step import dispatch, loading, lock, state
-from ._step.checks import check_dense
+from ._step.checks import check_dense, check_not_flat
 from ._step.group import Group
 from ._step.options import (
     Options,
@@ -162,6 +162,8 @@ class ProxAdam(Optimizer):
         try:
             check_group(group)
             state.check_format(group)
+            if Options.of(group).has_rows:
+                check_not_flat(group["params"])
             _load_kernels(group)
         except Exception:
             self.param_groups.pop()

@@ -139,8 +139,7 @@ def prox_group(
         return shrunk
     row = x.numel() // x.shape[0]
     pull = row_pull(shrunk, l21 * math.sqrt(row), l2, step_size)
-    left = left_of_rows(shrunk.reshape(-1, row), pull.reshape(-1, row))
-    return (shrunk * left.reshape(x.shape)).add_(0.0)
+    return (shrunk * left_of_rows(shrunk, pull)).add_(0.0)
 
 
 def row_pull(
@@ -158,16 +157,32 @@ def left_of_rows(
     """What l21 leaves of each element, θ / (θ + b), and 0 where the row is 0.
 
     Args:
-        shrunk: c of :func:`prox_group`, by rows.
+        shrunk: c of :func:`prox_group`, of two dimensions and more.
         pull: b, of the same shape.
         add_up: makes sums over whole rows out of such over what of them is here; None where that
             is all.
     """
-    dtype = shrunk.dtype
+    return _left(norms_of_rows(shrunk, pull, add_up), pull)
+
+
+def norms_of_rows(
+    shrunk: Tensor, pull: Tensor, add_up: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """θ of :func:`prox_group` for each row, 0 where the row is 0.
+
+    Args:
+        shrunk: as for :func:`left_of_rows`.
+        pull: likewise.
+        add_up: likewise.
+
+    Returns:
+        A float64 tensor that broadcasts against ``shrunk``.
+    """
+    dims = tuple(range(1, shrunk.ndim))
 
     def sums(x: Tensor, weight: Tensor) -> list[Tensor]:
         squares = x.double().square()
-        return [squares.sum(1), (squares * weight).sum(1)]
+        return [squares.sum(dims, keepdim=True), (squares * weight).sum(dims, keepdim=True)]
 
     def whole(parts: list[Tensor]) -> Tensor:
         together = torch.stack(parts)
@@ -176,7 +191,6 @@ def left_of_rows(
     inverse = pull.double().reciprocal()
     at_zero = sums(shrunk * inverse, inverse)
     far_squares, far, near_squares, near = whole([*sums(shrunk, pull), *at_zero])
-    dead = near_squares <= 1
     # Two points below the root: where the tangent at infinity meets zero, and Newton's from 0.
     norm = torch.fmax(
         far_squares.sqrt() - far / far_squares, (near_squares.sqrt() - 1) * near_squares / near
@@ -187,11 +201,11 @@ def left_of_rows(
         rise = (squares.sqrt() - norm) * squares / weighted
         norm = torch.where(rise > 0, norm + rise, norm)
         if add_up is None and shrunk.is_cpu and not torch.compiler.is_compiling():
-            if not (rise > norm * torch.finfo(dtype).eps ** 0.5).any():
+            if not (rise > norm * torch.finfo(shrunk.dtype).eps ** 0.5).any():
                 break
-    return _left(norm, pull).masked_fill(dead.unsqueeze(1), 0.0)
+    return norm.masked_fill(near_squares <= 1, 0.0)
 
 
 def _left(norm: Tensor, pull: Tensor) -> Tensor:
-    narrow = norm.to(pull.dtype).unsqueeze(1)
+    narrow = norm.to(pull.dtype)
     return narrow / (narrow + pull)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
-from .dtensor import is_dtensor
+from .dtensor import has_even_rows, is_dtensor
 from .group import EXPONENT_LISTS, LISTS, Group
 from .options import unread
 from .rounding_ops import BLOCK
@@ -103,6 +103,34 @@ def check_capturable(group: Group) -> None:
             raise AssertionError(
                 "If capturable=True, params and state_steps must be on supported devices: "
                 f"{devices}."
+            )
+
+
+def check_rows(group: Group) -> None:
+    """Raise where l21 cannot see the rows of a parameter that has some.
+
+    Raises:
+        ValueError: a flat piece of a parameter, as FSDP1 leaves it; DTensors under torch.compile
+            whose rows are cut into uneven pieces.
+    """
+    if not group.options.has_rows:
+        return
+    check_not_flat(group.params)
+    for i in range(len(group.params)) if torch.compiler.is_compiling() else ():
+        if not has_even_rows(group.params[i]):
+            raise ValueError(
+                f"{group.name(i)} has rows that are cut into uneven pieces, which l21 does not take"
+                " under torch.compile; take its steps outside of it."
+            )
+
+
+def check_not_flat(params: Sequence[Tensor]) -> None:
+    """Raise ValueError for a piece of an FSDP1 parameter, whose rows nobody can tell any more."""
+    for param in params:
+        if param.ndim < 2 and getattr(param, "_fsdp_flattened", False):
+            raise ValueError(
+                f"expected parameters that have their rows for l21, got {param.numel()} elements of"
+                " a flat one of FSDP1; use FSDP2 (fully_shard), whose shards keep them, or l21=0."
             )
 
 

@@ -12,7 +12,14 @@ from torch.autograd.graph import increment_version
 
 from .. import backends
 from . import compiled, dtensor, torch_ops
-from .checks import check_betas, check_capturable, check_leaves, check_tensors, why_kernel_cannot
+from .checks import (
+    check_betas,
+    check_capturable,
+    check_leaves,
+    check_rows,
+    check_tensors,
+    why_kernel_cannot,
+)
 from .group import Group
 
 # Some parameters of a group, by their indices, and why no kernel takes them: (reason, list) for
@@ -41,6 +48,7 @@ def step(
     """
     for group in groups:
         group.check()
+        check_rows(group)
     transformed = torch._C._functorch.maybe_current_level() is not None
     if torch.compiler.is_compiling():
         on_torch = [g for g in groups if not compiled.call_op(g, grad_scale, found_inf)]
@@ -113,7 +121,8 @@ def _admit(
     """Hand the groups to the kernels of the devices that they are on.
 
     Groups that are to go to torch ops are shown too, for the memory that they may share.
-    Without ``native`` all go to torch ops.
+    Without ``native`` all go to torch ops. So do, on every rank and without being shown, those
+    whose rows are cut over ranks: they wait for one another, also where one has an empty shard.
 
     Returns:
         (kernel, plan) to launch, and what no kernel takes. Nothing has been written yet, unless
@@ -122,15 +131,18 @@ def _admit(
     plans: list[tuple[Any, Any]] = []
     unwanted = [("unwanted", "params")]
     left: list[_Part] = [(g, range(len(g.params)), unwanted) for g in groups if g.params]
+    cut: list[_Part] = []
+    if any(any(group.row_cuts) for group in groups):
+        left, cut = _apart(left)
     tried: list[str] = []
     while native and (device_type := _first_device_type(left, tried)):
         tried.append(device_type)
         kernel = backends.kernel(device_type)
         if kernel is None:
             continue
-        shown = [group.take(indices) if plans else group for group, indices, _ in left]
+        shown = [group.take(indices) if plans or cut else group for group, indices, _ in left]
         amp = _amp_arguments(device_type, shown, grad_scale, found_inf)
-        plan = kernel.admit(shown, *amp, launch=not plans)
+        plan = kernel.admit(shown, *amp, launch=not (plans or cut))
         if plan is None:
             return [], []
         plans.append((kernel, plan))
@@ -141,7 +153,20 @@ def _admit(
             rejected.append(indices[j])
             whys.append(tuple(why))
         left = list(parts.values())
-    return plans, left
+    return plans, left + cut
+
+
+def _apart(parts: list[_Part]) -> tuple[list[_Part], list[_Part]]:
+    """Those whose rows are whole, and those whose rows are cut over ranks."""
+    whole: list[_Part] = []
+    cut: list[_Part] = []
+    for group, indices, whys in parts:
+        cuts = group.row_cuts or [None] * len(indices)
+        for chosen, kind, own in ((whole, False, whys), (cut, True, [("rows", "params")])):
+            alike = [i for i in indices if bool(cuts[i]) is kind]
+            if alike:
+                chosen.append((group, alike, own))
+    return whole, cut
 
 
 def _first_device_type(left: list[_Part], tried: list[str]) -> str | None:

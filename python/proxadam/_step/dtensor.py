@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .group import EXPONENT_LISTS, LISTS, Group
+from .group import EXPONENT_LISTS, LISTS, Group, RowCut
 from .rounding_ops import BLOCK
 
 
@@ -43,6 +43,7 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
     elsewhere = []
     numbers = list(group.numbers)
     offsets = group.offsets or [0] * len(numbers)
+    row_cuts = [row_cut(param) for param in group.params] if group.options.has_rows else []
     for i, row in enumerate(zip(*columns, strict=True)):
         if type(row[0]) is not dtensor:
             continue  # a DTensor among its gradient and state is found by the checks
@@ -74,7 +75,8 @@ def to_local(group: Group, *, writes_grads: bool = False) -> Group:
                 " of it in place; call scaler.unscale_(optimizer) before the step."
             )
         local["grads"][i] = _redistributed(group.grads[i], group.params[i])
-    return replace(group, **local, numbers=numbers, offsets=offsets)  # type: ignore[arg-type]
+    placed: dict[str, Any] = {"numbers": numbers, "offsets": offsets, "row_cuts": row_cuts}
+    return replace(group, **local, **placed)  # type: ignore[arg-type]
 
 
 def increment_versions(group: Group, local: Group, *, writes_grads: bool = False) -> None:
@@ -110,6 +112,27 @@ def has_whole_blocks(tensor: Any) -> bool:
         if first == last and begin != end:
             return False
     return True
+
+
+def row_cut(tensor: Any) -> RowCut | None:
+    """Who else has parts of the rows of which this rank has some; None where its rows are whole.
+
+    A row is what has one index in the first dimension. All ranks answer alike but for the process
+    groups, in each of which all ranks have parts of the same rows, if only empty ones.
+    """
+    cuts = _dims_across_rows(tensor)
+    if not cuts or tensor._spec.mesh.get_coordinate() is None:
+        return None
+    ranks = tuple(tensor._spec.mesh.get_group(i) for i in cuts)
+    return RowCut(tensor.numel() // tensor.shape[0], ranks)
+
+
+def has_even_rows(tensor: Any) -> bool:
+    """Whether a tensor's rows are whole, or cut into pieces of one shape."""
+    pieces = [1] * tensor.ndim
+    for i in _dims_across_rows(tensor):
+        pieces[tensor._spec.placements[i].dim] *= tensor._spec.mesh.shape[i]
+    return all(size % n == 0 for size, n in zip(tensor.shape, pieces, strict=True))
 
 
 def zero_exponents(param: Any) -> Tensor:
@@ -177,6 +200,14 @@ def _placement(spec: Any, of_blocks: bool = False) -> tuple[object, ...]:
 def _sharded_dims(spec: Any) -> list[int]:
     """The mesh dimensions along which a tensor is cut."""
     return [i for i, own in enumerate(spec.placements) if not own.is_replicate()]
+
+
+def _dims_across_rows(tensor: Any) -> list[int]:
+    """The mesh dimensions along which the rows of a tensor are cut."""
+    if not is_dtensor(tensor) or tensor.ndim < 2 or not tensor.numel():
+        return []
+    spec = tensor._spec
+    return [i for i in _sharded_dims(spec) if spec.placements[i].dim and spec.mesh.shape[i] > 1]
 
 
 def _is_cut_in_rows(spec: Any) -> bool:

@@ -54,10 +54,8 @@ def rows_(
                 shrunk.masked_fill_(zeros[i], 0.0)
             strength = o.l21 * math.sqrt(own.numel)
             pull = row_pull(shrunk, strength, o.l2, step_size)
-            shape = (-1, own.numel) if not own.ranks else (shrunk.shape[0], -1)
-            left = left_of_rows(
-                shrunk.reshape(shape), pull.reshape(shape), own.add_up if own.ranks else None
-            )
+            add_up = own.add_up if own.ranks else None
+            left = left_of_rows(own.by_rows(shrunk), own.by_rows(pull), add_up)
             shrunk = shrunk * left.reshape(shrunk.shape)
         z.copy_(_bounded(o, shrunk, z))
 

@@ -42,9 +42,13 @@ class Rows:
             return cls(cut.numel, cut.ranks)
         return cls(param.numel() // param.shape[0]) if param.ndim > 1 and param.numel() else None
 
+    def by_rows(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter as it is; a flat stretch of whole rows as their matrix."""
+        return tensor if tensor.ndim > 1 else tensor.view(-1, self.numel)
+
     def add_up(self, sums: Tensor) -> Tensor:
         """Sums over the whole rows from those over their parts here, in place."""
-        for ranks in self.ranks:
+        for ranks in self.ranks if sums.numel() else ():
             torch.distributed.all_reduce(sums, group=ranks)
         return sums
 

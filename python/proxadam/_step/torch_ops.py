@@ -132,10 +132,11 @@ def _blocks(entries: list[Entry], limit: int) -> Iterator[list[Entry]]:
 
 
 def _pieces(entry: Entry, limit: int) -> list[Entry]:
+    cut_rows = entry.rows is not None and entry.rows.ranks  # in one piece on all ranks
+    if entry.numel <= limit or cut_rows or not all(t.is_contiguous() for t in entry.tensors):
+        return [entry]
     unit = math.lcm(BLOCK if entry.exponents else 1, entry.rows.numel if entry.rows else 1)
     limit = -(-limit // unit) * unit  # whole blocks of codes, and whole rows
-    if entry.numel <= limit or not all(t.is_contiguous() for t in entry.tensors):
-        return [entry]
     cut = list(zip(*(t.view(-1).split(limit) for t in entry.tensors), strict=True))
     blocks = [e.split(limit // BLOCK) for e in entry.exponents]
     exponents = list(zip(*blocks, strict=True)) if blocks else [()] * len(cut)
