@@ -23,6 +23,7 @@ from ._sparsity.schedulers import (
 from ._sparsity.sparsity import sparsity
 from ._sparsity.stationarity import stationarity
 from ._sparsity.suggest_l1 import suggest_l1
+from ._sparsity.suggest_l21 import suggest_l21
 from ._state.state_bytes import state_bytes
 from ._state.to_adam_state_dict import to_adam_state_dict
 from .backends import available_backends, is_built
@@ -54,5 +55,6 @@ __all__ = [
     "state_bytes",
     "stationarity",
     "suggest_l1",
+    "suggest_l21",
     "to_adam_state_dict",
 ]

@@ -78,9 +78,9 @@ def dead_rows(tensor):
     return (tensor.flatten(1) == 0).all(1) if tensor.ndim > 1 else tensor == 0
 
 
-def assert_close_with_the_same_dead_rows(actual, expected):
+def assert_close_with_the_same_dead_rows(actual, expected, atol=1e-6):
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=f"parameter {i}")
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=atol, msg=f"parameter {i}")
         assert torch.equal(dead_rows(one), dead_rows(other)), f"parameter {i}"
     dead = torch.cat([dead_rows(one) for one in expected if one.ndim > 1])
     assert 0.1 < dead.float().mean() < 0.9
@@ -179,12 +179,12 @@ def a_demanded_kernel_takes_no_cut_rows():
 
 @check((2,))
 def cut_rows_under_torch_compile():
-    """Even pieces as in an eager step; others are refused."""
+    """Even pieces as in an eager step, but for powers of beta in float32; others are refused."""
     shapes, dims = [(6, 4), (6, 4), (6, 3, 4)], (0, 1, 2)
     pair = pair_of(shapes, [shard(dim) for dim in dims], mesh())
     pair[0].step = torch.compile(pair[0].step, backend="aot_eager", fullgraph=True)
     step_both(pair)
-    assert_close_with_the_same_dead_rows(*map(values_of, pair))
+    assert_close_with_the_same_dead_rows(*map(values_of, pair), atol=1e-5)
     uneven, _ = pair_of([(6, 5)], [shard(1)], mesh())
     group = Group.empty(Options.of(uneven.param_groups[0]))
     group.params.extend(uneven.param_groups[0]["params"])

@@ -39,6 +39,7 @@ class Report:
         group_count: how many groups there are, from index 0.
         sums: for each parameter, what its weights sum up to.
         from_mean: makes the number out of a mean over weights.
+        size: how many weights a parameter has; or what else the mean is to be over.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class Report:
         group_count: int,
         sums: Sequence[Place],
         from_mean: Callable[[float], float],
+        size: Callable[[Tensor], int] = Tensor.numel,
     ) -> None:
-        self._measured = [(group, name, param.numel()) for group, name, param in measured]
+        self._measured = [(group, name, size(param)) for group, name, param in measured]
         self._group_count = group_count
         self._places = sums
         self._from_mean = from_mean
@@ -210,12 +212,17 @@ def has_stepped(state: dict[str, Any]) -> bool:
     return isinstance(step, Tensor) or bool(step > 0)
 
 
+def chunk_numel(tensor: Tensor) -> int:
+    """How many elements are looked at together."""
+    return _CPU_CHUNK if tensor.device.type == "cpu" else _CHUNK
+
+
 def chunks(tensor: Tensor, whole: int = 1) -> Sequence[Tensor]:
     """The local part of a tensor, flat, in pieces whose temporaries are small.
 
     Each is a multiple of ``whole`` elements.
     """
-    size = _CPU_CHUNK if tensor.device.type == "cpu" else _CHUNK
+    size = chunk_numel(tensor)
     size = max(size // max(whole, 1), 1) * max(whole, 1)
     pieces: Sequence[Tensor] = local_part(tensor).reshape(-1).split(size)
     return pieces

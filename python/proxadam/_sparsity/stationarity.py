@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..prox import log_slope
+from .._step.stored import Rows
+from ..prox import log_slope, norms_of_rows, soft_threshold
+from .matrix_rows import matrix_rows, row_pieces
 from .reading import (
     Named,
+    Pieces,
     Place,
     Report,
     chunks,
@@ -57,7 +60,9 @@ class Residual(Report):
 
 @torch.no_grad()
 def stationarity(optimizer: Optimizer, *, gradient: str = "exp_avg") -> Residual:
-    r"""Measure how far each group is from the optimum of loss + l1 · Σ|w| + (l2 / 2) · Σ w².
+    r"""Measure how far each group is from the optimum of its objective.
+
+    That is loss + l1 · Σ|w| + (l2 / 2) · Σ w², and l21 · √n · ‖row‖₂ for each row of n weights.
 
     The residual of a weight is the proximal gradient mapping in Adam's metric, d · (w − w⁺) / lr,
     with w⁺ the proximal step from w along g and without momentum. In closed form, which also
@@ -75,6 +80,17 @@ def stationarity(optimizer: Optimizer, *, gradient: str = "exp_avg") -> Residual
     it the residual ends near weight_decay · d · |w| and not at zero. With ``l1_knee`` the penalty
     is l1 · knee · Σ log(1 + |w| / knee), and l1 / (1 + |w| / knee) stands for l1 above. A weight
     that ``keep_zeros`` holds at zero has nothing left to choose, and its residual is 0.
+
+    With ``l21`` the parenthesis has one more term, l21 · √n · q / (θ + b), where
+
+    .. math::
+        q = S(w \cdot d - k \cdot g,\; k \cdot l1) / (d + lr \cdot l2), \qquad
+        b = k \cdot l21 \cdot \sqrt{n} / (d + lr \cdot l2),
+
+    S is the soft threshold, k is lr, or 1 in a row of zeros, and θ is 0 where ‖q / b‖ ≤ 1, and else
+    the root of Σ (q / (θ + b))² = 1 over the row, as in :func:`proxadam.prox_group`. So no w⁺ is
+    subtracted from a w that is nearly the same. What is said above of the distance then holds for
+    rows, in the norm √(Σ r² / d). A row of zeros has the residual 0 iff ‖S(g, l1)‖ ≤ l21 · √n.
 
     Args:
         optimizer: of this package, or torch's Adam or AdamW (l1 and l2 count as 0 there).
@@ -123,10 +139,15 @@ def _residuals(
     group: dict[str, Any], param: Tensor, state: dict[str, Any], gradient: str
 ) -> Iterator[Tensor]:
     """The residual of each weight of the local part of a parameter, in chunks."""
-    base, l2, lr = (number_if_on_cpu(group.get(name, 0.0)) for name in ("l1", "l2", "lr"))
+    base, l2, lr, l21 = (
+        number_if_on_cpu(group.get(name, 0.0)) for name in ("l1", "l2", "lr", "l21")
+    )
     knee = number_if_on_cpu(group.get("l1_knee", math.inf))
-    grads = chunks(param.grad if gradient == "grad" and param.grad is not None else param)
-    for w, grad, (g, d) in zip(chunks(param), grads, corrected_moments(group, state), strict=True):
+    rows = matrix_rows(param) if isinstance(l21, Tensor) or l21 else None
+    pieces: Pieces = chunks if rows is None else row_pieces(rows)
+    grads = pieces(param.grad if gradient == "grad" and param.grad is not None else param)
+    moments = corrected_moments(group, state, pieces)
+    for w, grad, (g, d) in zip(pieces(param), grads, moments, strict=True):
         w = w.to(g.dtype)
         if gradient == "grad":
             g = grad.to(g.dtype)
@@ -138,5 +159,34 @@ def _residuals(
         # At lr = 0 the largest number stands for infinity, which a zero weight would turn to NaN.
         pull = w * (d / lr).clamp(max=torch.finfo(d.dtype).max)
         l1 = base * log_slope(w, knee) if isinstance(knee, Tensor) or knee < math.inf else base
-        residual = (g + l2 * w + (pull - g).clamp(-l1, l1)) / (1 + lr * l2 / d)
-        yield residual.masked_fill_(w == 0, 0.0) if group.get("keep_zeros") else residual
+        slope = g + l2 * w + (pull - g).clamp(-l1, l1)
+        kept = w == 0 if group.get("keep_zeros") else None
+        if rows is not None:
+            slope += _slope_of_rows(rows, w, g, d, lr, l1, l2, l21, kept)
+        residual = slope / (1 + lr * l2 / d)
+        yield residual if kept is None else residual.masked_fill_(kept, 0.0)
+
+
+def _slope_of_rows(
+    rows: Rows,
+    w: Tensor,
+    g: Tensor,
+    d: Tensor,
+    lr: Any,
+    l1: Any,
+    l2: Any,
+    l21: Any,
+    kept: Tensor | None,
+) -> Tensor:
+    """What the penalty of the rows adds to the residual, as :func:`stationarity` has it."""
+    alive = rows.add_up(w.count_nonzero(1)).unsqueeze(1) > 0
+    k = torch.where(alive, lr, 1.0).to(d.dtype)
+    e = (d + lr * l2).clamp_min(torch.finfo(d.dtype).tiny)
+    strength = l21 * math.sqrt(rows.numel)
+    c = soft_threshold(w * d - k * g, k * l1) / e
+    b = (k * strength / e).clamp_min(torch.finfo(d.dtype).tiny)
+    if kept is not None:
+        c.masked_fill_(kept, 0.0)
+    norms = norms_of_rows(c, b, rows.add_up if rows.ranks else None)
+    slope: Tensor = strength * c / (norms.to(d.dtype) + b)
+    return slope

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ from .reading import (
 )
 
 __all__ = ["suggest_l1"]
+
+# Numbers ≥ 0 from the local parts of parameters that are spread alike, on one device.
+Found = dict[tuple[Sharding, torch.device], list[Tensor]]
 
 # Of up to so many weights all are looked at; of more, so many at most and about half at least.
 _MOST = 1 << 21
@@ -62,22 +65,10 @@ def suggest_l1(
             metrics; gradients that are not finite where the guess would lie.
         IndexError: no such group.
     """
-    if not 0 < sparsity < 1:
-        raise ValueError(f"Invalid sparsity: {sparsity}, expected above 0 and below 1")
-    stepped = [
-        (group, param)
-        for group in _groups(optimizer, groups)
-        for param in group["params"]
-        if has_stepped(optimizer.state.get(param, {}))
-    ]
-    count = sum(param.numel() for _, param in stepped)
-    if not count:
-        raise ValueError(
-            "expected an optimizer that has taken some steps, got one without moments in the"
-            " groups asked for; call suggest_l1 later."
-        )
-    stride = math.ceil(count / _MOST)
-    found: dict[tuple[Sharding, torch.device], list[Tensor]] = {}
+    check_share("sparsity", sparsity)
+    stepped = with_moments(optimizer, groups, "l1")
+    stride = math.ceil(sum(param.numel() for _, param in stepped) / _MOST)
+    found: Found = {}
     for i, (group, param) in enumerate(stepped):
         sharding = sharding_of(param)
         pieces: Pieces = chunks
@@ -87,25 +78,68 @@ def suggest_l1(
         for m, d in corrected_moments(group, optimizer.state[param], pieces):
             needed = (m / d if group.get("metric") == "euclidean" else m).abs().float()
             found.setdefault((sharding, needed.device), []).append(needed)
+    return quantile(found, sparsity)
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError for a share that is not between 0 and 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"Invalid {name}: {value}, expected above 0 and below 1")
+
+
+def with_moments(
+    optimizer: Optimizer,
+    groups: Iterable[int] | None,
+    option: str,
+    size: Callable[[Tensor], int] = Tensor.numel,
+) -> list[tuple[dict[str, Any], Tensor]]:
+    """The parameters that a guess is to be made from, each with its group.
+
+    Args:
+        optimizer: theirs.
+        groups: indices; None for the groups whose option is not 0, or all if there is none.
+        option: what is guessed.
+        size: tells how much there is to look at in a parameter; without any it is left out.
+
+    Raises:
+        ValueError: nothing to look at; groups of different metrics.
+        IndexError: no such group.
+    """
+    every = optimizer.param_groups
+    if groups is not None:
+        chosen = [every[i] for i in groups]
+    else:
+        chosen = [group for group in every if float(group.get(option, 0.0)) != 0] or every
+    if len({group.get("metric", "adaptive") for group in chosen}) > 1:
+        raise ValueError(
+            f"expected groups of one metric, got adaptive and euclidean ones, whose {option} differ"
+            " in units; ask for each with groups=[i]."
+        )
+    stepped = [
+        (group, param)
+        for group in chosen
+        for param in group["params"]
+        if size(param) and has_stepped(optimizer.state.get(param, {}))
+    ]
+    if not stepped:
+        raise ValueError(
+            "expected an optimizer that has taken some steps, got one without moments in the"
+            f" groups asked for; call suggest_{option} later."
+        )
+    return stepped
+
+
+def quantile(found: Found, share: float) -> float:
+    """The smallest of the numbers that so large a share of them does not exceed; a collective.
+
+    Raises:
+        ValueError: it is not finite.
+    """
     values = torch.cat([gather_shards(torch.cat(parts), key[0]) for key, parts in found.items()])
-    guess: float = values.kthvalue(math.ceil(sparsity * len(values))).values.item()
+    guess: float = values.kthvalue(math.ceil(share * len(values))).values.item()
     if not math.isfinite(guess):
         raise ValueError(
-            f"more than {1 - sparsity:.3g} of the first moments are inf or NaN; the training has"
+            f"more than {1 - share:.3g} of the first moments are inf or NaN; the training has"
             " diverged, or the step was taken on overflown gradients."
         )
     return guess
-
-
-def _groups(optimizer: Optimizer, indices: Iterable[int] | None) -> list[dict[str, Any]]:
-    every = optimizer.param_groups
-    if indices is not None:
-        chosen = [every[i] for i in indices]
-    else:
-        chosen = [group for group in every if float(group.get("l1", 0.0)) != 0] or every
-    if len({group.get("metric", "adaptive") for group in chosen}) > 1:
-        raise ValueError(
-            "expected groups of one metric, got adaptive and euclidean ones, whose l1 differ in"
-            " units; ask for each with groups=[i]."
-        )
-    return chosen
