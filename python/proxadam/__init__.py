@@ -16,14 +16,15 @@ from ._sparsity.schedulers import (
     CubicL1,
     L1Scheduler,
     LinearL1,
+    PenaltyScheduler,
     RampL1,
-    TargetSparsityL1,
     WarmupL1,
 )
 from ._sparsity.sparsity import sparsity
 from ._sparsity.stationarity import stationarity
 from ._sparsity.suggest_l1 import suggest_l1
 from ._sparsity.suggest_l21 import suggest_l21
+from ._sparsity.targets import TargetRowSparsity, TargetSparsityL1
 from ._state.state_bytes import state_bytes
 from ._state.to_adam_state_dict import to_adam_state_dict
 from .backends import available_backends, is_built
@@ -37,10 +38,12 @@ __all__ = [
     "CubicL1",
     "L1Scheduler",
     "LinearL1",
+    "PenaltyScheduler",
     "ProxAdam",
     "ProxAdamW",
     "RampL1",
     "SparsityRamp",
+    "TargetRowSparsity",
     "TargetSparsityL1",
     "WarmupL1",
     "available_backends",

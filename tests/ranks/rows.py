@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import Parameter
 
-from proxadam import ProxAdamW
+from proxadam import ProxAdamW, TargetRowSparsity, sparsity, stationarity, suggest_l21
+from proxadam._sparsity import reading
 from proxadam._step import torch_ops
 from proxadam._step.checks import check_rows
 from proxadam._step.group import Group
@@ -193,6 +194,39 @@ def cut_rows_under_torch_compile():
         kind, text = error_of(check_rows, group)
     assert kind is ValueError
     assert text.startswith("parameter 0 of shape (6, 5) has rows that are cut into uneven"), text
+
+
+# ---- reports ----------------------------------------------------------------------------------
+
+
+@check(**{name: (dims,) for name, dims in [*CUT.items(), ("rows", (0, 0)), ("copies", (None, 0))]})
+def numbers_of_rows_are_those_of_the_whole(dims):
+    """Also where all that a process has of them is empty; the same in all processes."""
+    grid = mesh(2, dist.get_world_size() // 2)
+    shapes = [shape for shape in SHAPES if len(shape) > 1]
+    pair = pair_of(shapes, [shard(*dims)] * len(shapes), grid, l2=0.0, amsgrad=False)
+    step_both(pair, 3)
+
+    def numbers(optimizer):
+        zeros, guess = sparsity(optimizer), suggest_l21(optimizer, 0.6)
+        scheduler = TargetRowSparsity(optimizer, 0.5, every=1)
+        scheduler.step()
+        found = [*zeros.rows.params.values(), zeros.rows.total, guess, *scheduler.get_last_values()]
+        for lr in (0.05, 0.0):
+            optimizer.param_groups[0]["lr"] = lr
+            residual = stationarity(optimizer)
+            found += [residual.total, residual.max, *residual.params.values()]
+        return found
+
+    with patch.object(reading, "_CPU_CHUNK", 40):
+        actual, expected = map(numbers, pair)
+    assert 0.1 < expected[len(shapes)] < 0.9
+    torch.testing.assert_close(
+        *(torch.tensor(x, dtype=torch.float64) for x in (actual, expected)), rtol=1e-4, atol=1e-9
+    )
+    everywhere = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, actual)
+    assert everywhere == [actual] * len(everywhere)
 
 
 # ---- checkpoints, and what has no rows --------------------------------------------------------
