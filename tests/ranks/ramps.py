@@ -12,8 +12,8 @@ from proxadam import ProxAdamW, SparsityRamp
 from proxadam._sparsity.pruning import weights
 from tools import assert_same_bits
 
-from .checks import check
-from .engines import mesh, whole
+from .checks import check, check_each
+from .engines import ENGINES, Net, assert_all_same, gathered, mesh, set_gradients, whole
 
 UNITS = {
     f"{unit}-{scope}{'-sampled' if sample < 1e9 else ''}": (unit, scope, sample)
@@ -67,3 +67,23 @@ def a_ramp_over_shards_is_that_of_the_whole(unit, scope, sample):
     assert shares == wanted
     for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
         assert_same_bits(one, other, f"parameter {i}")
+
+
+@check_each({name: ENGINES[name] for name in ("fsdp2", "hsdp", "fsdp2_tensor_parallel")})
+def a_ramp_over_an_engine_is_that_of_one_process(engine):
+    """With ties, that go by where a shard lies in the whole."""
+    for unit in ("weight", "row"):
+        model, optimizer = engine(ProxAdamW, lr=0.1)
+        twin = Net()
+        alone = ProxAdamW(twin.parameters(), lr=0.1)
+        for net, own in ((model, optimizer), (twin, alone)):
+            ramp = SparsityRamp(own, 0.5, begin=1, end=3, unit=unit, score="magnitude")
+            for seed in range(3):
+                set_gradients(net, seed)
+                own.step()
+                for param in net.parameters():
+                    param.data.mul_(4).round_().div_(4)
+                ramp.step()
+        expected = [param.detach() for param in twin.parameters()]
+        assert_all_same(gathered(model)[0], expected)
+        assert any(0 < (param == 0).sum() < param.numel() for param in expected)

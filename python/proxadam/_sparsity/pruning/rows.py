@@ -77,7 +77,7 @@ def _over_shards(one: Scored, squares: Tensor) -> Tensor:
     mesh, placements = one.sharding
 
     def placed(own: Any) -> Any:
-        return own if own.is_replicate() or own.is_shard(0) else Partial("sum")
+        return own if own.is_replicate() or own.dim == 0 else Partial("sum")
 
     shape = torch.Size([rows_of(one.param)])
     spread = DTensor.from_local(

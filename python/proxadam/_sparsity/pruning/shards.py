@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +17,23 @@ def offsets(tensor: Tensor) -> list[int]:
     starts, shape = [0] * tensor.ndim, list(tensor.shape)
     sharding = sharding_of(tensor)
     if sharding is not None:
-        mesh, placements = sharding
-        for size, i, placement in zip(mesh.shape, mesh.get_coordinate(), placements, strict=True):
-            if placement.is_shard():  # cut as torch.chunk does
-                dim = placement.dim
-                start = min(math.ceil(shape[dim] / size) * i, shape[dim])
-                shape[dim] = min(math.ceil(shape[dim] / size), shape[dim] - start)
-                starts[dim] += start
+        for size, i, placement in _in_order(*sharding):  # cut as torch.chunk does
+            dim = placement.dim
+            start = min(math.ceil(shape[dim] / size) * i, shape[dim])
+            shape[dim] = min(math.ceil(shape[dim] / size), shape[dim] - start)
+            starts[dim] += start
     return starts
+
+
+def _in_order(mesh: Any, placements: Sequence[Any]) -> list[tuple[int, int, Any]]:
+    """(ranks, this one, placement) of each cut, the first one first.
+
+    That is from left to right, but for what FSDP2 has cut after tensor parallelism to its right.
+    """
+    every = zip(mesh.shape, mesh.get_coordinate(), placements, strict=True)
+    cuts = [cut for cut in every if not cut[2].is_replicate()]
+    late = [cut for cut in cuts if type(cut[2]).__name__ == "_StridedShard"]
+    return [cut for cut in cuts if cut not in late] + late[::-1]
 
 
 def global_positions(tensor: Tensor, positions: Tensor) -> Tensor:
