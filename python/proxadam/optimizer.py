@@ -78,7 +78,9 @@ class ProxAdam(Optimizer):
             and ≥ 0, in the units of l1. A row is what belongs to one index of the first dimension,
             n elements: the weights into one neuron of Linear, or one channel of Conv. It makes
             whole rows exactly zero, see :func:`proxadam.prox_group`; a dead row stays dead while
-            ‖S(m̂, l1)‖₂ ≤ l21 · √n, with S the soft threshold. Real parameters alone. (default: 0)
+            ‖S(m̂, l1)‖₂ ≤ l21 · √n, with S the soft threshold. Real parameters alone. Where the
+            shards of a DTensor cut rows, torch ops add up over them: all ranks need a gradient
+            then. FSDP1's flat parameters have no rows, and are refused. (default: 0)
         l1_knee: where the pull of l1 has halved, above 0, in the units of the weights: the penalty
             is then l1 · knee · Σ log(1 + |w| / knee), and each step takes l1 / (1 + |w| / knee)
             for l1, with w the weight before it (Candès, Wakin and Boyd, *Enhancing sparsity by
