@@ -2,14 +2,15 @@
 
 The step: ``optimizer`` (ProxAdam, ProxAdamW), ``functional`` (prox_adam), ``prox`` (the proximal
 operators on tensors), ``backends`` (which kernels are there) and, below them, ``_step``. The tools
-around sparsity: ``_sparsity``, and those around the state: ``_state``, with a module for each of
-their names.
+around sparsity: ``_sparsity``; those around the state: ``_state``; and ``_compact`` cuts dead rows
+out of a model. Each has a module for each of their names.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import version as _version
 
+from ._compact.compact import compact, compact_report
 from ._sparsity.param_groups import param_groups
 from ._sparsity.ramp import SparsityRamp
 from ._sparsity.schedulers import (
@@ -47,6 +48,8 @@ __all__ = [
     "TargetSparsityL1",
     "WarmupL1",
     "available_backends",
+    "compact",
+    "compact_report",
     "is_built",
     "param_groups",
     "prox_adam",

@@ -1,0 +1,192 @@
+"""Which rows of a model can go with equal outputs, and why the other dead ones cannot."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .facts import Facts
+from .heads import head_width, whole_heads
+from .layers import width
+from .library import Graph, Group
+from .probes import Leak, UnknownChoice, leak
+from .report import Kept
+
+_NOT_REACHED = "torch-pruning's graph does not reach it: it is not called as a module, or not used"
+_HALF_A_HEAD = "it belongs to an attention head of which other rows are needed"
+_ONLY_TOGETHER = "torch-pruning cuts it only together with rows that are needed"
+_READ = "the model's Python code reads values that depend on it"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows that can go.
+
+    Attributes:
+        layer: whose rows they are.
+        rows: of it.
+        writers: all layers that lose rows, and these.
+        readers: all layers that lose columns, and what each of these has received.
+        head: the width of an attention head, if the rows are heads.
+    """
+
+    layer: str
+    rows: list[int]
+    writers: dict[str, list[int]]
+    readers: dict[str, dict[int, float]]
+    head: int | None = None
+
+    @property
+    def touched(self) -> set[tuple[str, str]]:
+        """The layers that change, on either side."""
+        return {(n, "rows") for n in self.writers} | {(n, "columns") for n in self.readers}
+
+
+class Plan:
+    """One look at a model: what of it can be cut now.
+
+    Args:
+        model: in eval mode, with parameters that all require grad.
+        inputs: see :func:`.calls.call`.
+        multiple_of: what the number of rows that are left is to be divisible by.
+        refused: layers that cannot be cut for a reason that is known already.
+
+    Attributes:
+        cuts: which do not touch each other.
+        kept: what is dead and stays.
+
+    Raises:
+        ValueError: the model cannot be traced, or its Python code reads values.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Any, multiple_of: int, refused: Mapping[str, str]
+    ) -> None:
+        self.cuts: list[Cut] = []
+        self.kept: list[Kept] = []
+        self._model, self._inputs = model, inputs
+        self._multiple_of, self._refused = multiple_of, refused
+        self._facts = Facts(model, inputs)
+        self._graph = Graph(model, inputs)
+        seen: dict[str, set[int]] = defaultdict(set)
+        for name, layer in self._facts.layers.items():
+            rows = [i for i in range(width(layer)) if i not in seen[name]]
+            if layer not in self._graph:
+                self._keep(name, dict.fromkeys(self._facts.dead[name], _NOT_REACHED))
+            elif rows:
+                group = self._graph.group(layer, rows)
+                for writer in self._facts.writers(group):
+                    seen[writer.name].update(writer.indices)
+                self._look_at(group)
+
+    def _look_at(self, group: Group) -> None:
+        """Add what of a group can be cut, and what stays."""
+        name, rows = group.root.name, group.root.indices
+        stays = self._facts.alive(group)
+        free = [i for i in rows if i not in stays]
+        reason = self._refused.get(name) or self._facts.why_not(group)
+        if reason:
+            stays, free = dict.fromkeys(rows, reason), []
+        elif free:
+            cut, others = self._choose(name, free)
+            stays |= others
+            if cut and not any(cut.touched & other.touched for other in self.cuts):
+                self.cuts.append(cut)
+        self._keep_dead(group, set(free), stays)
+
+    def _keep_dead(self, group: Group, free: set[int], stays: Mapping[int, str]) -> None:
+        """Note the dead rows of a group that stay, and those that nothing reads."""
+        for writer in self._facts.writers(group):
+            dead = [
+                (i, row)
+                for i, row in zip(writer.indices, writer.roots, strict=True)
+                if i in self._facts.dead[writer.name] and row in stays
+            ]
+            free = free - {row for _, row in dead}
+            self._keep(writer.name, {i: stays[row] for i, row in dead})
+        self._keep(group.root.name, {row: stays[row] for row in free & stays.keys()})
+
+    def _keep(self, name: str, reasons: Mapping[int, str]) -> None:
+        """Note dead rows that stay, together where the reason is the same."""
+        alike: dict[str, list[int]] = defaultdict(list)
+        for row, reason in reasons.items():
+            alike[reason].append(row)
+        self.kept += [Kept(name, tuple(sorted(rows)), reason) for reason, rows in alike.items()]
+
+    def _choose(self, name: str, free: list[int]) -> tuple[Cut | None, dict[int, str]]:
+        """The cut of those rows that may go; and why the others stay."""
+        found, reason = self._leak(self._drawn(name, free[:1]))
+        head = None if found is None else self._head(name, found)
+        if reason and head is None:
+            return None, dict.fromkeys(free, reason)
+        whole = whole_heads(free, head) if head else free
+        stays = dict.fromkeys(set(free) - set(whole), _HALF_A_HEAD)
+        back = self._put_back(width(self._facts.layers[name]), len(whole), head or 1)
+        stays |= dict.fromkeys(whole[:back], self._why_back())
+        rows = whole[back:]
+        if not rows:
+            return None, stays
+        cut = self._drawn(name, rows, head)
+        if set(cut.writers[name]) != set(rows) or any(
+            math.isnan(fill) for name in self._reading(cut) for fill in cut.readers[name].values()
+        ):
+            return None, stays | dict.fromkeys(rows, _ONLY_TOGETHER)
+        _, reason = self._leak(cut)
+        return (None, stays | dict.fromkeys(rows, reason)) if reason else (cut, stays)
+
+    def _drawn(self, name: str, rows: Sequence[int], head: int | None = None) -> Cut:
+        """The cut of these rows, with all that goes with them."""
+        group = self._graph.group(self._facts.layers[name], rows)
+        return Cut(
+            name,
+            sorted(rows),
+            {one.name: sorted(set(one.indices)) for one in self._facts.writers(group)},
+            {
+                one.name: self._facts.fills(one)
+                for one in group.members
+                if one.has_columns and one.name in self._facts.layers
+            },
+            head,
+        )
+
+    def _reading(self, cut: Cut) -> Iterable[str]:
+        """The layers that lose columns alone; a filter by channel loses rows with them."""
+        return cut.readers.keys() - cut.writers.keys()
+
+    def _leak(self, cut: Cut) -> tuple[Leak | None, str | None]:
+        """Where these rows reach further than they may, and that as a reason."""
+        layers = self._facts.layers
+        try:
+            found = leak(self._model, layers, self._inputs, cut.writers, cut.readers)
+        except UnknownChoice:
+            return None, _READ
+        if found is None:
+            return None, None
+        if found.layer is None:
+            return found, "it reaches the model's output by a way of its own"
+        return found, f"it reaches other columns of `{found.layer}` than torch-pruning would cut"
+
+    def _head(self, name: str, found: Leak) -> int | None:
+        """The width of a head, if one row has reached all columns of a head."""
+        if found.layer is None:
+            return None
+        columns = width(self._facts.layers[name])
+        reader = self._facts.layers[found.layer]
+        return head_width(found, columns) if reader.weight.shape[1] == columns else None
+
+    def _put_back(self, count: int, free: int, unit: int) -> int:
+        """How many of the free rows stay, in whole units: enough for a multiple, at least one."""
+        back = 0 if free < count else unit
+        while back < free and (count - free + back) % self._multiple_of:
+            back += unit
+        return min(back, free)
+
+    def _why_back(self) -> str:
+        if self._multiple_of == 1:
+            return "a layer keeps at least one row"
+        return f"the number of rows is to be a multiple of {self._multiple_of}"
