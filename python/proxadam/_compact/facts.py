@@ -14,6 +14,7 @@ from .layers import has_borders, layers_of, why_not, zero_columns, zero_rows
 from .library import Group, Member
 from .probes import UnknownChoice, constants
 
+_NO_CONSTANT = "is no constant"
 _BY_CHANNEL = (_BatchNorm, _InstanceNorm, nn.PReLU)
 
 
@@ -115,10 +116,10 @@ class Facts:
             borders = has_borders(reader.module)
             for column, row in zip(reader.indices, reader.roots, strict=True):
                 fill = self._fills[reader.name][column]
-                if row is None or row in needed:
+                if row in needed:
                     continue
                 if math.isnan(fill):
-                    needed[row] = f"what arrives for it at `{reader.name}` is no constant"
+                    needed[row] = f"what arrives for it at `{reader.name}` {_NO_CONSTANT}"
                 elif fill and borders:
                     needed[row] = (
                         f"its constant is {fill:.3g} inside `{reader.name}` and 0 in the padding"
@@ -127,15 +128,14 @@ class Facts:
 
     def _partners(self, group: Group, needed: dict[int, str]) -> dict[int, str]:
         """Say where a dead row is needed because a row that goes with it is not dead."""
-        partners: dict[int, tuple[str, int]] = {}
+        partners: dict[int, str] = {}
         for writer in self.writers(group):
             for i, row in zip(writer.indices, writer.roots, strict=True):
-                if row is not None and i not in self.dead[writer.name]:
-                    partners.setdefault(row, (writer.name, i))
+                if i not in self.dead[writer.name]:
+                    partners.setdefault(row, writer.name)
         for row, reason in needed.items():
-            if row in partners and "no constant" in reason:
-                name, i = partners[row]
-                needed[row] = f"it goes together with row {i} of `{name}`, which is not zero"
+            if row in partners and reason.endswith(_NO_CONSTANT):
+                needed[row] = f"it goes together with a row of `{partners[row]}` that is not zero"
         return needed
 
 

@@ -6,7 +6,6 @@ torch-pruning leaves head counts to the caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
 
 import torch
 from torch import nn
@@ -48,8 +47,11 @@ def tell(model: nn.Module, layers: Sequence[str], size: int, before: int, after:
         before: the width of all heads as it was.
         after: the width of all heads as it is.
     """
-    shared: list[str] = commonprefix([name.split(".")[:-1] for name in layers])
-    owner = model.get_submodule(".".join(shared))
+    owner = [  # the innermost comes last
+        module
+        for prefix, module in model.named_modules()
+        if all(name.startswith(f"{prefix}." if prefix else "") for name in layers)
+    ][-1]
     new = dict.fromkeys((*_COUNTS, *_COUNTS_OF_KEYS), (before // size, after // size))
     new |= dict.fromkeys(_WIDTHS, (before, after))
     for name, (old, value) in new.items():

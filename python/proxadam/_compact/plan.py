@@ -14,7 +14,7 @@ from .facts import Facts
 from .heads import head_width, whole_heads
 from .layers import width
 from .library import Graph, Group
-from .probes import Leak, UnknownChoice, leak
+from .probes import UnknownChoice, leak
 from .report import Kept
 
 _NOT_REACHED = "torch-pruning's graph does not reach it: it is not called as a module, or not used"
@@ -120,10 +120,7 @@ class Plan:
 
     def _choose(self, name: str, free: list[int]) -> tuple[Cut | None, dict[int, str]]:
         """The cut of those rows that may go; and why the others stay."""
-        found, reason = self._leak(self._drawn(name, free[:1]))
-        head = None if found is None else self._head(name, found)
-        if reason and head is None:
-            return None, dict.fromkeys(free, reason)
+        head = self._head(self._drawn(name, free[:1]))
         whole = whole_heads(free, head) if head else free
         stays = dict.fromkeys(set(free) - set(whole), _HALF_A_HEAD)
         back = self._put_back(width(self._facts.layers[name]), len(whole), head or 1)
@@ -136,7 +133,7 @@ class Plan:
             math.isnan(fill) for name in self._reading(cut) for fill in cut.readers[name].values()
         ):
             return None, stays | dict.fromkeys(rows, _ONLY_TOGETHER)
-        _, reason = self._leak(cut)
+        reason = self._leak(cut)
         return (None, stays | dict.fromkeys(rows, reason)) if reason else (cut, stays)
 
     def _drawn(self, name: str, rows: Sequence[int], head: int | None = None) -> Cut:
@@ -158,26 +155,31 @@ class Plan:
         """The layers that lose columns alone; a filter by channel loses rows with them."""
         return cut.readers.keys() - cut.writers.keys()
 
-    def _leak(self, cut: Cut) -> tuple[Leak | None, str | None]:
-        """Where these rows reach further than they may, and that as a reason."""
+    def _leak(self, cut: Cut) -> str | None:
+        """Whether these rows reach further than the layers that would lose columns."""
         layers = self._facts.layers
         try:
             found = leak(self._model, layers, self._inputs, cut.writers, cut.readers)
         except UnknownChoice:
-            return None, _READ
+            return "the model's Python code reads values that depend on it"
         if found is None:
-            return None, None
-        if found.layer is None:
-            return found, "it reaches the model's output by a way of its own"
-        return found, f"it reaches other columns of `{found.layer}` than torch-pruning would cut"
-
-    def _head(self, name: str, found: Leak) -> int | None:
-        """The width of a head, if one row has reached all columns of a head."""
-        if found.layer is None:
             return None
-        columns = width(self._facts.layers[name])
-        reader = self._facts.layers[found.layer]
-        return head_width(found, columns) if reader.weight.shape[1] == columns else None
+        if found.layer is None:
+            return "it reaches the model's output by a way of its own"
+        return f"it reaches other columns of `{found.layer}` than torch-pruning would cut"
+
+    def _head(self, cut: Cut) -> int | None:
+        """The width of an attention head, if one row reaches all columns of a head."""
+        layers = self._facts.layers
+        try:
+            # Values that are zero would hide a part of the head.
+            found = leak(self._model, layers, self._inputs, cut.writers, cut.readers, False)
+        except UnknownChoice:
+            return None
+        count = width(layers[cut.layer])
+        if found is None or found.layer not in cut.readers:
+            return None
+        return head_width(found, count) if layers[found.layer].weight.shape[1] == count else None
 
     def _put_back(self, count: int, free: int, unit: int) -> int:
         """How many of the free rows stay, in whole units: enough for a multiple, at least one."""

@@ -74,6 +74,7 @@ def leak(
     inputs: Any,
     rows: Mapping[str, Sequence[int]],
     columns: Mapping[str, Mapping[int, float]],
+    zero_hides: bool = True,
 ) -> Leak | None:
     """Whether what these rows put out reaches anything but these columns; None if it does not.
 
@@ -82,8 +83,9 @@ def leak(
         layers: of the model, by name.
         inputs: see :func:`.calls.call`.
         rows: of which layers; what they put out is unknown in this run.
-        columns: of which layers, each with what stands for it behind the layer's door; NaN lets
-            the unknown in, which a column of zeros multiplies away.
+        columns: of which layers, each with what stands for it inside the layer; NaN lets
+            the unknown in.
+        zero_hides: see :class:`.unknowns.Unknowns`. (default: True)
 
     Raises:
         UnknownChoice: the model's Python code asks for values that depend on these rows.
@@ -107,7 +109,7 @@ def leak(
             hooks.enter_context(_unknown_rows(layers[name], own))
         hooks.enter_context(_before(layers, look))
         hooks.enter_context(module_by_module())
-        with Unknowns() as mode:
+        with Unknowns(zero_hides) as mode:
             output = call(model, inputs)
     for name, high in arrived:
         reached = high.isnan().nonzero()[:, 0].tolist()

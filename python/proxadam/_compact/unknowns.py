@@ -45,12 +45,16 @@ class Unknowns(TorchDispatchMode):
     Integers and bools have no NaN: those that are unknown, as a whole, are kept in a list, and a
     floating result that is chosen by them is NaN throughout. So is what is drawn at random.
 
+    Args:
+        zero_hides: zero times an unknown number is zero, and not unknown. (default: True)
+
     Raises:
         UnknownChoice: where an unknown value is read (``.item()``, ``if``) or decides a shape.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, zero_hides: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._zero_hides = zero_hides
         self._unknown: dict[int, Tensor] = {}  # kept alive, so that no other gets its id
 
     def hidden(self, tensor: Tensor) -> Tensor:
@@ -77,7 +81,7 @@ class Unknowns(TorchDispatchMode):
         unknown = chosen or any(one.is_floating_point() and self.is_unknown(one) for one in given)
         if unknown and any(tag in func.tags for tag in _READS_VALUES):
             raise UnknownChoice
-        out = _bilinear(func, args, kwargs) if unknown else None
+        out = _bilinear(func, args, kwargs) if unknown and self._zero_hides else None
         if out is None:
             out = func(*args, **kwargs)
         drawn = torch.Tag.nondeterministic_seeded in func.tags
