@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .layers import has_borders, layers_of, why_not, zero_columns, zero_rows
+from .layers import has_borders, layers_of, why_not, width, zero_columns, zero_rows
 from .library import Group, Member
 from .probes import UnknownChoice, constants
 
@@ -53,23 +53,28 @@ class Facts:
 
     def writers(self, group: Group) -> list[Member]:
         """The layers whose rows the group has, its first one first."""
-        return [one for one in group.members if one.has_rows and one.name in self.layers]
+        return [one for one in group.members if one.has_rows and self._is_layer(one)]
 
     def readers(self, group: Group) -> list[Member]:
         """The layers whose columns the group has, without those that are filters by channel."""
         return [
             one
             for one in group.members
-            if one.has_columns and not one.has_rows and one.name in self.layers
+            if one.has_columns and not one.has_rows and self._is_layer(one)
         ]
 
+    def filters(self, group: Group) -> list[Member]:
+        """The layers whose channels pass through one by one, which both write and read."""
+        return [one for one in self.writers(group) if one.has_columns]
+
+    def _is_layer(self, member: Member) -> bool:
+        return member.module is self.layers.get(member.name)
+
     def fills(self, member: Member) -> dict[int, float]:
-        """What each column that a layer loses has received: what its bias is to take over.
+        """What each column that a reader loses has received: what its bias is to take over.
 
         NaN where that is no constant, and 0 where the column is zero and it does not matter.
         """
-        if member.has_rows:  # a filter by channel hands on what it gets
-            return dict.fromkeys(member.indices, math.nan)
         return {i: self._fills[member.name][i] for i in member.indices}
 
     def why_not(self, group: Group) -> str | None:
@@ -83,15 +88,17 @@ class Facts:
             if one.name in self._sharing:
                 return f"`{one.name}` shares a parameter with `{self._sharing[one.name]}`"
             if None in one.roots:
-                return f"some rows of it go with several of `{one.name}`"
+                return f"torch-pruning does not say which rows go with those of `{one.name}`"
         if not self.readers(group):
             return "it reaches the model's output"
         return None
 
     def _why_not(self, member: Member) -> str | None:
         name, module = member.name, member.module
-        if name in self.layers:
+        if self._is_layer(member):
             reason = why_not(module)
+            if reason is None and max(member.indices) >= self._limit(member):
+                reason = "is narrower than torch-pruning takes it to be"
             return f"`{name}` {reason}" if reason else None
         if isinstance(module, nn.Parameter):
             if module.numel() == max(module.shape):
@@ -108,6 +115,9 @@ class Facts:
                 " embed_dim, and with it the scale of the scores"
             )
         return f"it passes `{name}`, a {type(module).__name__}, which compact does not cut"
+
+    def _limit(self, member: Member) -> int:
+        return width(member.module) if member.has_rows else len(self._fills[member.name])
 
     def alive(self, group: Group) -> dict[int, str]:
         """The rows of the group's first layer that something needs, each with the reason."""
@@ -150,5 +160,5 @@ def _sharing(model: nn.Module) -> dict[str, str]:
         for owner, name in uses:
             others = [other for other in uses if other != (owner, name)]
             if others:
-                shared[owner] = shared[name] = others[0][1]
+                shared[owner], shared[name] = others[0]
     return shared

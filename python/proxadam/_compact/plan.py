@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from .facts import Facts
 from .heads import head_width, whole_heads
 from .layers import width
 from .library import Graph, Group
-from .probes import UnknownChoice, leak
+from .probes import Leak, UnknownChoice, leak
 from .report import Kept
 
 _NOT_REACHED = "torch-pruning's graph does not reach it: it is not called as a module, or not used"
@@ -31,7 +31,8 @@ class Cut:
         layer: whose rows they are.
         rows: of it.
         writers: all layers that lose rows, and these.
-        readers: all layers that lose columns, and what each of these has received.
+        readers: all layers that lose columns alone, and what each of these has received.
+        filters: those of the writers whose channels are channels of their input.
         head: the width of an attention head, if the rows are heads.
     """
 
@@ -39,6 +40,7 @@ class Cut:
     rows: list[int]
     writers: dict[str, list[int]]
     readers: dict[str, dict[int, float]]
+    filters: dict[str, list[int]]
     head: int | None = None
 
     @property
@@ -87,11 +89,11 @@ class Plan:
     def _look_at(self, group: Group) -> None:
         """Add what of a group can be cut, and what stays."""
         name, rows = group.root.name, group.root.indices
-        stays = self._facts.alive(group)
+        reason = self._facts.why_not(group)
+        stays = dict.fromkeys(rows, reason) if reason else self._facts.alive(group)
         free = [i for i in rows if i not in stays]
-        reason = self._refused.get(name) or self._facts.why_not(group)
-        if reason:
-            stays, free = dict.fromkeys(rows, reason), []
+        if name in self._refused:
+            stays |= dict.fromkeys(free, self._refused[name])
         elif free:
             cut, others = self._choose(name, free)
             stays |= others
@@ -129,9 +131,8 @@ class Plan:
         if not rows:
             return None, stays
         cut = self._drawn(name, rows, head)
-        if set(cut.writers[name]) != set(rows) or any(
-            math.isnan(fill) for name in self._reading(cut) for fill in cut.readers[name].values()
-        ):
+        fills = [fill for columns in cut.readers.values() for fill in columns.values()]
+        if cut.writers[name] != cut.rows or any(map(math.isnan, fills)):
             return None, stays | dict.fromkeys(rows, _ONLY_TOGETHER)
         reason = self._leak(cut)
         return (None, stays | dict.fromkeys(rows, reason)) if reason else (cut, stays)
@@ -143,23 +144,22 @@ class Plan:
             name,
             sorted(rows),
             {one.name: sorted(set(one.indices)) for one in self._facts.writers(group)},
-            {
-                one.name: self._facts.fills(one)
-                for one in group.members
-                if one.has_columns and one.name in self._facts.layers
-            },
+            {one.name: self._facts.fills(one) for one in self._facts.readers(group)},
+            {one.name: sorted(set(one.indices)) for one in self._facts.filters(group)},
             head,
         )
 
-    def _reading(self, cut: Cut) -> Iterable[str]:
-        """The layers that lose columns alone; a filter by channel loses rows with them."""
-        return cut.readers.keys() - cut.writers.keys()
+    def _probe(self, cut: Cut, zero_hides: bool = True) -> Leak | None:
+        """Where these rows reach further than the layers that would lose columns."""
+        inside = {
+            name: dict.fromkeys(columns, math.nan) for name, columns in cut.filters.items()
+        } | cut.readers
+        return leak(self._model, self._facts.layers, self._inputs, cut.writers, inside, zero_hides)
 
     def _leak(self, cut: Cut) -> str | None:
-        """Whether these rows reach further than the layers that would lose columns."""
-        layers = self._facts.layers
+        """Why these rows cannot be cut, if they reach further than that."""
         try:
-            found = leak(self._model, layers, self._inputs, cut.writers, cut.readers)
+            found = self._probe(cut)
         except UnknownChoice:
             return "the model's Python code reads values that depend on it"
         if found is None:
@@ -170,12 +170,11 @@ class Plan:
 
     def _head(self, cut: Cut) -> int | None:
         """The width of an attention head, if one row reaches all columns of a head."""
-        layers = self._facts.layers
         try:
-            # Values that are zero would hide a part of the head.
-            found = leak(self._model, layers, self._inputs, cut.writers, cut.readers, False)
+            found = self._probe(cut, zero_hides=False)  # or values of zero hide a part of it
         except UnknownChoice:
             return None
+        layers = self._facts.layers
         count = width(layers[cut.layer])
         if found is None or found.layer not in cut.readers:
             return None

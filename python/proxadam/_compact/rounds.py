@@ -27,9 +27,20 @@ def compacted(model: nn.Module, inputs: Any, multiple_of: int) -> tuple[nn.Modul
     Raises:
         ValueError: the model cannot be understood, or its outputs would not be equal.
     """
-    whole = copy.deepcopy(model).eval()
+    try:
+        whole = copy.deepcopy(model).eval()
+    except Exception as error:
+        raise ValueError(
+            "compact cuts a copy, and this model cannot be copied (make pruning masks permanent by"
+            f" torch.nn.utils.prune.remove): {error}"
+        ) from error
     everything = [inputs, *(random_like(inputs, seed) for seed in _SEEDS)]
     check = Check(everything, outputs_of(whole, everything))
+    if check.failure(whole):
+        raise ValueError(
+            "compact compares outputs, and those of this model in eval mode differ from call to"
+            " call: give its random numbers a fixed seed, or leave them out in eval mode."
+        )
     cutter = Cutter(whole, inputs, multiple_of, check)
     cutter.cut_all()
     found = check.failure(cutter.model)
@@ -72,7 +83,7 @@ class Check:
         try:
             got = outputs_of(model, self._inputs[:1] if only_call else self._inputs)
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}".splitlines()[0]
         return None if only_call else difference(self._outputs, got)
 
 
@@ -137,8 +148,8 @@ class Cutter:
         graph, layers = Graph(trial, self._inputs), layers_of(trial)
         for cut in cuts:
             before = width(layers[cut.layer])
-            for name in cut.readers.keys() - cut.writers.keys():
-                fold(layers[name], cut.readers[name])
+            for name, fills in cut.readers.items():
+                fold(layers[name], fills)
             graph.group(layers[cut.layer], cut.rows).prune()
             if cut.head:
                 tell(trial, [*cut.writers], cut.head, before, width(layers[cut.layer]))

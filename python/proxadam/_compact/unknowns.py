@@ -6,6 +6,7 @@ say: that zero times anything is zero, and that a choice made by an unknown valu
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -26,12 +27,13 @@ _FACTORS: dict[Any, tuple[int, int, int | None]] = {
     _aten.convolution.default: (0, 1, 2),
 }
 _IN_PLACE = {_aten.mul_.Tensor: _aten.mul.Tensor}
-# Operators that may give a number where there was a NaN, or put numbers into other places.
+# Operators by more than one element that give numbers where there was a NaN, or move them.
 _HIDE_NAN = {
-    "aten::nan_to_num", "aten::nan_to_num_", "aten::nansum", "aten::nanmedian",
-    "aten::fmax", "aten::fmin", "aten::hardsigmoid", "aten::hardsigmoid_",
-    "aten::sort", "aten::topk", "aten::kthvalue", "aten::median", "aten::mode",
+    "aten::nansum", "aten::nanmedian", "aten::median", "aten::mode",
+    "aten::sort", "aten::topk", "aten::kthvalue",
 }  # fmt: skip
+# Elementwise, though torch does not tag them so.
+_POINTWISE = {"aten::_to_copy", "aten::masked_fill", "aten::masked_fill_"}
 _READS_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
@@ -42,8 +44,9 @@ class UnknownChoice(Exception):
 class Unknowns(TorchDispatchMode):
     """Within it NaN is an unknown number, of which only is known that it is finite.
 
-    Integers and bools have no NaN: those that are unknown, as a whole, are kept in a list, and a
-    floating result that is chosen by them is NaN throughout. So is what is drawn at random.
+    Integers and bools have no NaN: beside those that are unknown stands a mask. A floating result
+    that is chosen by them is NaN: element by element where the operator works so, else throughout.
+    What is drawn at random is unknown too.
 
     Args:
         zero_hides: zero times an unknown number is zero, and not unknown. (default: True)
@@ -55,21 +58,33 @@ class Unknowns(TorchDispatchMode):
     def __init__(self, zero_hides: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._zero_hides = zero_hides
-        self._unknown: dict[int, Tensor] = {}  # kept alive, so that no other gets its id
+        # Tensor and mask by the tensor's id, which no other has as long as it is kept here.
+        self._masks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def hidden(self, tensor: Tensor) -> Tensor:
         """A tensor like this one of which nothing is known."""
         if tensor.is_floating_point() or tensor.is_complex():
             return torch.full_like(tensor, math.nan)
-        return self._mark(tensor.clone())
+        hidden = tensor.clone()
+        self._mark(hidden, torch.ones_like(tensor, dtype=torch.bool))
+        return hidden
 
     def is_unknown(self, tensor: Tensor) -> bool:
         """Whether anything in a tensor is unknown."""
-        return id(tensor) in self._unknown or bool(tensor.isnan().any())
+        mask = self._mask(tensor)
+        return mask is not None and bool(mask.any())
 
-    def _mark(self, tensor: Tensor) -> Tensor:
-        self._unknown[id(tensor)] = tensor
-        return tensor
+    def _mask(self, tensor: Tensor) -> Tensor | None:
+        if tensor.is_floating_point() or tensor.is_complex():
+            return tensor.isnan()
+        return self._masks[id(tensor)][1] if id(tensor) in self._masks else None
+
+    def _mark(self, tensor: Tensor, mask: Tensor) -> None:
+        """Make elements of a tensor unknown."""
+        if tensor.is_floating_point() or tensor.is_complex():
+            tensor.masked_fill_(mask, math.nan)
+        else:
+            self._masks[id(tensor)] = (tensor, mask.expand(tensor.shape))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -77,24 +92,40 @@ class Unknowns(TorchDispatchMode):
         del types
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        chosen = any(id(one) in self._unknown for one in given)
-        unknown = chosen or any(one.is_floating_point() and self.is_unknown(one) for one in given)
-        if unknown and any(tag in func.tags for tag in _READS_VALUES):
+        unknown = [one for one in given if self.is_unknown(one)]
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self._throughout(func(*args, **kwargs))
+        if not unknown:
+            return func(*args, **kwargs)
+        if any(tag in func.tags for tag in _READS_VALUES):
             raise UnknownChoice
-        out = _bilinear(func, args, kwargs) if unknown and self._zero_hides else None
-        if out is None:
-            out = func(*args, **kwargs)
-        drawn = torch.Tag.nondeterministic_seeded in func.tags
-        hides = unknown and func._schema.name in _HIDE_NAN
-        for one in tree_leaves(out):
-            if not isinstance(one, Tensor):
-                continue
-            if not one.is_floating_point():
-                if unknown or drawn:
-                    self._mark(one)
-            elif chosen or drawn or hides:
-                one.fill_(math.nan)
+        if self._zero_hides:
+            product = _bilinear(func, args, kwargs)
+            if product is not None:
+                return product
+        pointwise = torch.Tag.pointwise in func.tags or func._schema.name in _POINTWISE
+        masks = [mask for mask in map(self._mask, unknown) if mask is not None]
+        out = func(*args, **kwargs)
+        if pointwise:
+            self._mark(out, functools.reduce(torch.logical_or, masks))
+        elif func.is_view and not unknown[0].is_floating_point():
+            moved = func(masks[0], *args[1:], **kwargs)
+            for one, mask in zip(_tensors(out), _tensors(moved), strict=True):
+                self._mark(one, mask)
+        elif func._schema.name in _HIDE_NAN or not all(one.is_floating_point() for one in unknown):
+            self._throughout(out)
+        else:
+            self._throughout([one for one in _tensors(out) if not one.is_floating_point()])
         return out
+
+    def _throughout(self, out: Any) -> Any:
+        for one in _tensors(out):
+            self._mark(one, torch.ones_like(one, dtype=torch.bool))
+        return out
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _bilinear(func: Any, args: tuple[Any, ...], kwargs: Any) -> Tensor | None:
