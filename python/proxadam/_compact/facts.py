@@ -131,9 +131,7 @@ class Facts:
                 if math.isnan(fill):
                     needed[row] = f"what arrives for it at `{reader.name}` {_NO_CONSTANT}"
                 elif fill and borders:
-                    needed[row] = (
-                        f"its constant is {fill:.3g} inside `{reader.name}` and 0 in the padding"
-                    )
+                    needed[row] = f"its constant is not 0, which `{reader.name}` has at its borders"
         return self._partners(group, needed)
 
     def _partners(self, group: Group, needed: dict[int, str]) -> dict[int, str]:

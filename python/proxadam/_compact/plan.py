@@ -21,6 +21,7 @@ _NOT_REACHED = "torch-pruning's graph does not reach it: it is not called as a m
 _HALF_A_HEAD = "it belongs to an attention head of which other rows are needed"
 _ONLY_TOGETHER = "torch-pruning cuts it only together with rows that are needed"
 _READ = "the model's Python code reads values that depend on it"
+_WRITERS_OF_HEADS = 3  # queries, keys and values
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,8 @@ class Plan:
 
     def _head(self, cut: Cut) -> int | None:
         """The width of an attention head, if one row reaches all columns of a head."""
+        if len(cut.writers) < _WRITERS_OF_HEADS:
+            return None
         try:
             found = self._probe(cut, zero_hides=False)  # or values of zero hide a part of it
         except UnknownChoice:

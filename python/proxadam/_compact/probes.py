@@ -51,7 +51,7 @@ def constants(model: nn.Module, layers: Mapping[str, Layer], inputs: Any) -> Arr
         flat = _by_channel(layer, x)
         seen.setdefault(name, []).append((flat.amin(1), flat.amax(1)))
 
-    mode = Unknowns()
+    mode = Unknowns(model.parameters())
     unknown = map_tensors(mode.hidden, inputs)
     with _before(layers, look), module_by_module(), mode:
         call(model, unknown)
@@ -109,7 +109,7 @@ def leak(
             hooks.enter_context(_unknown_rows(layers[name], own))
         hooks.enter_context(_before(layers, look))
         hooks.enter_context(module_by_module())
-        with Unknowns(zero_hides) as mode:
+        with Unknowns(model.parameters(), zero_hides) as mode:
             output = call(model, inputs)
     for name, high in arrived:
         reached = high.isnan().nonzero()[:, 0].tolist()
