@@ -76,6 +76,23 @@ class Attention(nn.Module):
         return self.out(mixed.reshape(*x.shape[:2], -1))
 
 
+class SharedKeys(Attention):
+    """Two heads of queries read each head of keys and values."""
+
+    def __init__(self, width=32, heads=4):
+        super().__init__(width, heads)
+        self.k, self.v = (nn.Linear(width, width // 2, bias=False) for _ in range(2))
+
+    def forward(self, x):
+        q = self.q(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        k, v = (self._twice(f(x)) for f in (self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def _twice(self, y):
+        heads = y.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        return heads[:, :, None].expand(-1, -1, 2, -1, -1).reshape(len(y), -1, *heads.shape[2:])
+
+
 class Block(nn.Module):
     """A transformer's: norm, attention, norm, feed-forward, each added to what goes by."""
 

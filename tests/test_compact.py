@@ -14,6 +14,7 @@ from cuttable import (
     Attention,
     Block,
     Residual,
+    SharedKeys,
     SwiGLU,
     forget,
     kill,
@@ -222,6 +223,17 @@ def test_whole_heads_go_where_the_forward_follows_their_number(by):
     assert smaller[1].attention.num_heads == 2
     assert model[1].attention.num_heads == 4
     assert kept == {(0, 1): "it belongs to an attention head of which other rows are needed"}
+
+
+def test_heads_that_share_keys_stay_and_the_rest_is_cut():
+    """torch-pruning's search for what goes with them does not end by itself."""
+    model = nn.Sequential(nn.Linear(10, 32), Block(attention=SharedKeys()), nn.Linear(32, 7))
+    kill(model[1].attention.v, range(8))
+    kill(model[1].attention.q, range(16))
+    kill(model[1].fc1, range(20))
+    _, report = _compacted(model, torch.randn(2, 5, 10))
+    assert _cut(report) == {"1.fc1": tuple(range(20))}
+    assert _kept(report) == {"1.attention.q": tuple(range(16)), "1.attention.v": tuple(range(8))}
 
 
 def test_heads_of_torchs_own_attention_are_reported():

@@ -204,7 +204,7 @@ def test_a_layer_that_is_also_the_models_output_stays():
     kill(model.first, [1])
     kept, reason = _kept(model, torch.randn(5, 6))
     assert kept == {"first": (1,)}
-    assert reason == "it reaches the model's output by a way of its own"
+    assert reason == "it reaches the model's output"
 
 
 def test_outputs_that_depend_on_a_width_are_an_error():

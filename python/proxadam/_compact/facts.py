@@ -42,7 +42,8 @@ class Facts:
         except UnknownChoice:
             raise ValueError(
                 "compact cannot understand this model, whose Python code chooses by values that"
-                " depend on the inputs: write the choice with tensors, as torch.where does."
+                " depend on the inputs: write the choice with tensors, as torch.where does, or"
+                " leave out an input that it reads, as an attention mask of ones."
             ) from None
         self._fills: dict[str, list[float]] = {}
         for name, layer in self.layers.items():
@@ -89,8 +90,6 @@ class Facts:
                 return f"`{one.name}` shares a parameter with `{self._sharing[one.name]}`"
             if None in one.roots:
                 return f"torch-pruning does not say which rows go with those of `{one.name}`"
-        if not self.readers(group):
-            return "it reaches the model's output"
         return None
 
     def _why_not(self, member: Member) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ def torch_pruning() -> Any:
             "pip install 'proxadam[compact]'"
         ) from error
     return torch_pruning
+
+
+class Ungroupable(Exception):
+    """The library does not say what goes with some rows; the message is why, in half a sentence."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Graph:
                 "torch-pruning cannot trace this model, so nothing of it can be cut: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        self._steps_left = 0
+        self._bound_search()
         self._names: dict[Any, str] = {module: name for name, module in model.named_modules()}
         self._names |= {param: name for name, param in model.named_parameters()}
 
@@ -94,9 +100,18 @@ class Graph:
         return layer in self._graph.module2node
 
     def group(self, layer: Layer, rows: Sequence[int]) -> Group:
-        """What goes with these rows of a layer."""
-        prune_rows = self._graph.get_pruner_of_module(layer).prune_out_channels
-        pruned = self._graph.get_pruning_group(layer, prune_rows, list(rows))
+        """What goes with these rows of a layer.
+
+        Raises:
+            Ungroupable: the library does not find out.
+        """
+        self._steps_left = self._steps
+        try:
+            prune_rows = self._graph.get_pruner_of_module(layer).prune_out_channels
+            pruned = self._graph.get_pruning_group(layer, prune_rows, list(rows))
+        except Exception as error:
+            message = f"torch-pruning cannot say what goes with it ({error})"
+            raise Ungroupable(message.splitlines()[0]) from error
         members: dict[tuple[int, bool, bool], Member] = {}
         for item in pruned.items:
             member = self._member(item)
@@ -108,6 +123,29 @@ class Graph:
                 members[key] = member
         root, *_ = members.values()
         return Group(root, list(members.values()), pruned)
+
+    def _bound_search(self) -> None:
+        """Let the library's search for what goes together end.
+
+        Where indices come back shifted each time, as with heads of queries that share those of
+        keys, it would go on for ever.
+        """
+        dependencies = [
+            one for node in self._graph.module2node.values() for one in node.dependencies
+        ]
+        self._steps = 1000 + 20 * len(dependencies)
+
+        def counted(is_triggered_by: Callable[[Any], bool]) -> Callable[[Any], bool]:
+            def ask(prune: Any) -> bool:
+                self._steps_left -= 1
+                if self._steps_left < 0:
+                    raise RecursionError("its search does not end")
+                return is_triggered_by(prune)
+
+            return ask
+
+        for one in dependencies:
+            one.is_triggered_by = counted(one.is_triggered_by)
 
     def _member(self, item: Any) -> Member:
         module, handler = item.dep.target.module, item.dep.handler

@@ -13,7 +13,7 @@ from torch import nn
 from .facts import Facts
 from .heads import head_width, whole_heads
 from .layers import width
-from .library import Graph, Group
+from .library import Graph, Group, Ungroupable
 from .probes import Leak, UnknownChoice, leak
 from .report import Kept
 
@@ -21,6 +21,7 @@ _NOT_REACHED = "torch-pruning's graph does not reach it: it is not called as a m
 _HALF_A_HEAD = "it belongs to an attention head of which other rows are needed"
 _ONLY_TOGETHER = "torch-pruning cuts it only together with rows that are needed"
 _READ = "the model's Python code reads values that depend on it"
+_NOT_SAID = "torch-pruning does not say which rows go with it"
 _WRITERS_OF_HEADS = 3  # queries, keys and values
 
 
@@ -82,7 +83,11 @@ class Plan:
             if layer not in self._graph:
                 self._keep(name, dict.fromkeys(self._facts.dead[name], _NOT_REACHED))
             elif rows:
-                group = self._graph.group(layer, rows)
+                try:
+                    group = self._graph.group(layer, rows)
+                except Ungroupable as error:
+                    self._keep(name, dict.fromkeys(self._facts.dead[name], str(error)))
+                    continue
                 for writer in self._facts.writers(group):
                     seen[writer.name].update(writer.indices)
                 self._look_at(group)
@@ -91,18 +96,29 @@ class Plan:
         """Add what of a group can be cut, and what stays."""
         name, rows = group.root.name, group.root.indices
         reason = self._facts.why_not(group)
+        if reason is None and not self._facts.readers(group):
+            reason = self._unread(group)
         stays = dict.fromkeys(rows, reason) if reason else self._facts.alive(group)
         free = [i for i in rows if i not in stays]
         if name in self._refused:
             stays |= dict.fromkeys(free, self._refused[name])
         elif free:
-            cut, others = self._choose(name, free)
+            try:
+                cut, others = self._choose(name, free)
+            except Ungroupable as error:
+                cut, others = None, dict.fromkeys(free, str(error))
             stays |= others
             if cut and not any(cut.touched & other.touched for other in self.cuts):
                 self.cuts.append(cut)
-        self._keep_dead(group, set(free), stays)
+        self._keep_dead(group, set(free), {**stays, None: _NOT_SAID})
 
-    def _keep_dead(self, group: Group, free: set[int], stays: Mapping[int, str]) -> None:
+    def _unread(self, group: Group) -> str:
+        """Why the rows of a group stay that no layer reads in the library's graph."""
+        dead = self._facts.dead[group.root.name].intersection(group.root.indices)
+        reason = self._leak(self._drawn(group.root.name, sorted(dead))) if dead else None
+        return reason or "no layer reads it"
+
+    def _keep_dead(self, group: Group, free: set[int], stays: Mapping[int | None, str]) -> None:
         """Note the dead rows of a group that stay, and those that nothing reads."""
         for writer in self._facts.writers(group):
             dead = [
@@ -166,7 +182,7 @@ class Plan:
         if found is None:
             return None
         if found.layer is None:
-            return "it reaches the model's output by a way of its own"
+            return "it reaches the model's output"
         return f"it reaches other columns of `{found.layer}` than torch-pruning would cut"
 
     def _head(self, cut: Cut) -> int | None:

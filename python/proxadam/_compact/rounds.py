@@ -145,6 +145,24 @@ class Cutter:
     def _try(self, cuts: Sequence[Cut]) -> str | None:
         """Make these cuts in a copy, and keep it unless it fails."""
         trial = copy.deepcopy(self.model)
+        try:
+            self._make(trial, cuts)
+        except Exception as error:  # of the library
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        # How a forward takes the number of heads is its own affair: there outputs must tell.
+        reason = self._check.failure(trial, only_call=not any(cut.head for cut in cuts))
+        if reason is None:
+            self.model = trial
+            for cut in cuts:
+                for name, rows in cut.writers.items():
+                    gone = set(rows)
+                    self._left[name] = [
+                        row for i, row in enumerate(self._left[name]) if i not in gone
+                    ]
+        return reason
+
+    def _make(self, trial: nn.Module, cuts: Sequence[Cut]) -> None:
+        """Fold, cut and tell how many heads are left."""
         graph, layers = Graph(trial, self._inputs), layers_of(trial)
         for cut in cuts:
             before = width(layers[cut.layer])
@@ -153,14 +171,6 @@ class Cutter:
             graph.group(layers[cut.layer], cut.rows).prune()
             if cut.head:
                 tell(trial, [*cut.writers], cut.head, before, width(layers[cut.layer]))
-        # How a forward takes the number of heads is its own affair: there outputs must tell.
-        reason = self._check.failure(trial, only_call=not any(cut.head for cut in cuts))
-        if reason is None:
-            self.model = trial
-            for cut in cuts:
-                for name, rows in cut.writers.items():
-                    self._left[name] = [x for i, x in enumerate(self._left[name]) if i not in rows]
-        return reason
 
 
 def _parameters(model: nn.Module) -> int:
