@@ -21,6 +21,8 @@ def compact(model: nn.Module, example_inputs: Any, *, multiple_of: int = 1) -> n
     reads it has a column of zeros for it, or receives a constant: for a row of zeros that is
     act(bias), which is folded into the reader's bias. That is decided by the weights, not by the
     data. It is repeated until nothing is left to cut, and the last row of a layer always stays.
+    Attention heads go whole, where queries, keys and values are three Linears and the forward takes
+    the number of heads from their width or from an attribute with a common name (``num_heads``).
     torch-pruning traces the model and cuts it (``pip install 'proxadam[compact]'``).
 
     Args:
@@ -46,8 +48,8 @@ def compact(model: nn.Module, example_inputs: Any, *, multiple_of: int = 1) -> n
     What stays though it is dead, :func:`compact_report` lists with the reason: outputs of the
     model; rows in front of LayerNorm or GroupNorm, whose statistics would change; constants in
     front of zero padding; rows that are added to others that live; grouped convolutions; shared
-    parameters; heads of nn.MultiheadAttention. Inputs are taken to be finite: a zero weight hides
-    a NaN or an infinity once it is cut.
+    parameters; heads of nn.MultiheadAttention, and heads that share keys. Inputs are taken to be
+    finite: a zero weight hides a NaN or an infinity, until it is cut.
     """
     return _compacted(model, example_inputs, multiple_of)[0]
 

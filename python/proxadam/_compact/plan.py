@@ -110,24 +110,29 @@ class Plan:
             stays |= others
             if cut and not any(cut.touched & other.touched for other in self.cuts):
                 self.cuts.append(cut)
-        self._keep_dead(group, set(free), {**stays, None: _NOT_SAID})
+        self._keep_dead(group, set(free), stays)
 
     def _unread(self, group: Group) -> str:
         """Why the rows of a group stay that no layer reads in the library's graph."""
         dead = self._facts.dead[group.root.name].intersection(group.root.indices)
-        reason = self._leak(self._drawn(group.root.name, sorted(dead))) if dead else None
+        try:
+            reason = self._leak(self._drawn(group.root.name, sorted(dead))) if dead else None
+        except Ungroupable as error:
+            reason = str(error)
         return reason or "no layer reads it"
 
-    def _keep_dead(self, group: Group, free: set[int], stays: Mapping[int | None, str]) -> None:
+    def _keep_dead(self, group: Group, free: set[int], stays: Mapping[int, str]) -> None:
         """Note the dead rows of a group that stay, and those that nothing reads."""
+        reasons: dict[Any, str] = {None: _NOT_SAID}
+        reasons |= stays
         for writer in self._facts.writers(group):
             dead = [
                 (i, row)
                 for i, row in zip(writer.indices, writer.roots, strict=True)
-                if i in self._facts.dead[writer.name] and row in stays
+                if i in self._facts.dead[writer.name] and row in reasons
             ]
             free = free - {row for _, row in dead}
-            self._keep(writer.name, {i: stays[row] for i, row in dead})
+            self._keep(writer.name, {i: reasons[row] for i, row in dead})
         self._keep(group.root.name, {row: stays[row] for row in free & stays.keys()})
 
     def _keep(self, name: str, reasons: Mapping[int, str]) -> None:
