@@ -36,7 +36,7 @@ struct RowTerms {
 };
 
 PROXADAM_INLINE constexpr bool has_l2(Update update) {
-  return update != Update::kAdam && update != Update::kAdaptiveL1;
+  return has_prox(update) && update != Update::kAdaptiveL1;
 }
 
 // The elastic net of update_param(), with one division for c and b. A weight that stays zero takes

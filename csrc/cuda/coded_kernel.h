@@ -17,12 +17,10 @@
 #include "chunk.h"            // for Chunk, kIsBlackwell, with_chunk, with_grad
 #include "launch_table.h"     // for ChanceTable, kChunkStride, kLongestChunk, kThreads
 #include "memory.h"           // for at, load, read, store, write
+#include "warp.h"             // for kAllLanes, kWarp, kWarps
 
 namespace proxadam {
 
-constexpr unsigned kWarp = 32;
-constexpr unsigned kAllLanes = ~0u;
-constexpr int kWarps = kThreads / kWarp;
 constexpr int32_t kInfinity = 0x7f800000;  // as an integer, where NaNs lie above it
 constexpr int kVector = 4;
 constexpr int kVectors = kBlock / (kWarp * kVector);  // of a lane

@@ -1,5 +1,6 @@
 // The kernels as their launcher sees them: one for each dtype of parameters and of their moments,
-// with and without amsgrad, and for each kind of table.
+// with and without amsgrad, and for each kind of table. Those for rows are told of amsgrad at run
+// time.
 
 #pragma once
 

@@ -55,6 +55,13 @@ struct ChanceEntry : LaunchEntry {
   bool rounds_params;
 };
 
+// One whose rows l21 takes as one. It goes with either rounding, and is not cut at a multiple of
+// 2^32.
+struct RowEntry : ChanceEntry {
+  double pull;  // lr · l21 · √n, where the host knows it
+  std::int32_t row;
+};
+
 // Constants that the host has computed.
 template <typename opmath_t>
 struct KnownConstants {
@@ -97,9 +104,16 @@ using ChanceTable = LaunchTable<float, kLargeTable, ChanceEntry>;
 template <typename Table>
 constexpr bool kIsChanceTable = std::is_same<Table, ChanceTable>::value;
 
+// For rows, of one size likewise.
+template <typename opmath_t>
+using RowTable = LaunchTable<opmath_t, kLargeTable, RowEntry>;
+template <typename Table>
+constexpr bool kIsRowTable = std::is_same<typename Table::Entry, RowEntry>::value;
+
 static_assert(sizeof(LaunchTable<float, kSmallTable>) <= kSmallTable, "arguments too large");
 static_assert(sizeof(LaunchTable<double, kLargeTable>) <= kLargeTable, "arguments too large");
 static_assert(sizeof(ChanceTable) <= kLargeTable, "arguments too large");
+static_assert(sizeof(RowTable<double>) <= kLargeTable, "arguments too large");
 static_assert(LaunchTable<double, kSmallTable>::kSources >= 2, "room for a few groups");
 
 // `step` tensors on one device, to be counted on when the step is done.

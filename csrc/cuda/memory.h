@@ -11,6 +11,16 @@ namespace proxadam {
 
 constexpr int kAccess = 16;  // bytes
 
+// What a block shares, of as many bytes as its launch asked for.
+#if defined(__CUDACC__)
+__device__ __forceinline__ void* dynamic_shared() {
+  extern __shared__ uint4 shared[];
+  return shared;
+}
+#else  // on the host, where the tests run the kernels
+inline void* dynamic_shared() { return on_host::shared; }
+#endif
+
 __device__ __forceinline__ int beyond_alignment(const void* address) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(address) % kAccess);
 }

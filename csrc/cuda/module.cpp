@@ -14,7 +14,7 @@
 #include "device.h"              // for check_cuda
 #include "launch_table.h"        // for kLargeTable, kSmallTable
 #include "roundings.h"           // for count_roundings
-#include "step.h"                // for BlocksAtOnce, chunk_for, load_kernels, step_cuda
+#include "step.h"  // for BlocksAtOnce, chunk_for, load_kernels, step_cuda, takes_row_cuda
 
 namespace py = pybind11;
 using namespace proxadam;
@@ -90,9 +90,7 @@ class CudaKernel : public Kernel {
     return all;
   }
 
-  TakesRow takes_row() const override {
-    return [](std::int64_t, const TensorTypes&) { return false; };  // torch ops do
-  }
+  TakesRow takes_row() const override { return takes_row_cuda; }
 
   void run(const TensorTable& table) override { step_cuda(table, blocks_at_once_); }
 

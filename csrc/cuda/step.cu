@@ -2,15 +2,17 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>  // for find, find_if, max, min
+#include <algorithm>  // for find, max, min
 #include <iterator>   // for begin, end
 #include <memory>     // for unique_ptr
 
-#include "../codes.h"      // for kBlock
-#include "../rounding.h"   // for param_draws, state_draws
-#include "device.h"        // for check_cuda, DeviceGuard
-#include "kernel_table.h"  // for Kernel, kernel_for, may_take_chance, may_take_none
-#include "launch_table.h"  // for ChanceTable, CounterTable, kThreads, LaunchTable
+#include "../codes.h"       // for kBlock
+#include "../group_prox.h"  // for row_pull
+#include "batches.h"        // for Batch, batches_of, bytes_of_number, Kind, rounds_params, ...
+#include "device.h"         // for check_cuda, DeviceGuard
+#include "kernel_table.h"   // for Kernel, kernel_for, may_take_chance, may_take_none
+#include "launch_table.h"   // for ChanceTable, CounterTable, kThreads, LaunchTable, RowTable
+#include "row_plan.h"       // for kSharedBytes, longest_row, rows_of_chunk, shared_bytes
 #include "step.h"
 
 namespace proxadam {
@@ -30,64 +32,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename Table>
-void launch(void (*kernel)(Table), const Table& table, std::int64_t blocks, void* stream) {
+void launch(void (*kernel)(Table), const Table& table, std::int64_t blocks, int shared_bytes,
+            void* stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
   // By address: cudaLaunchKernelEx would take a copy of the table.
   void* arguments[] = {const_cast<Table*>(&table)};
   check_cuda(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments),
              "launch the ProxAdam kernel");
-}
-
-// ---- which tensors go together ----------------------------------------------------------------
-
-// What is the same for all tensors of a launch.
-struct Kind {
-  TensorTypes types;
-  bool amsgrad;
-  bool takes_chance;  // a ChanceTable
-  bool computes_constants;
-
-  bool operator==(const Kind& other) const {
-    return types == other.types && amsgrad == other.amsgrad && takes_chance == other.takes_chance &&
-           computes_constants == other.computes_constants;
-  }
-};
-
-bool rounds_state(const TensorEntry& entry, const Options& options) {
-  return options.stochastic_state && state_draws(entry.types);
-}
-bool rounds_params(const TensorEntry& entry, const Options& options) {
-  return options.stochastic_params && param_draws(entry.types);
-}
-bool takes_chance(const TensorEntry& entry, const Options& options) {
-  return rounds_state(entry, options) || rounds_params(entry, options) ||
-         entry.types.state == ScalarType::kCode8;
-}
-
-struct Batch {
-  Kind kind;
-  std::vector<const TensorEntry*> entries;
-  std::int64_t numel = 0;
-};
-
-std::vector<Batch> batches_of(const TensorTable& table, const Device& device) {
-  const bool amp = device.grad_scale.data || device.found_inf.data;
-  std::vector<Batch> batches;
-  for (const TensorEntry& entry : table.entries) {
-    if (entry.device != device.index || entry.numel == 0) continue;
-    const Options& options = table.options[entry.group];
-    const Kind kind{entry.types, options.amsgrad, takes_chance(entry, options),
-                    amp || !entry.counter.on_host || any_on_device(options)};
-    auto batch = std::find_if(batches.begin(), batches.end(),
-                              [&](const Batch& b) { return b.kind == kind; });
-    if (batch == batches.end()) batch = batches.insert(batch, Batch{kind, {}, 0});
-    batch->entries.push_back(&entry);
-    batch->numel += entry.numel;
-  }
-  return batches;
 }
 
 // ---- filling tables ---------------------------------------------------------------------------
@@ -104,6 +59,11 @@ void fill(ChanceEntry& packed, const TensorEntry& entry, const Options& options)
   packed.tensor_key = entry.tensor_key;
   packed.rounds_state = rounds_state(entry, options);
   packed.rounds_params = rounds_params(entry, options);
+}
+void fill(RowEntry& packed, const TensorEntry& entry, const Options& options) {
+  fill(static_cast<ChanceEntry&>(packed), entry, options);
+  packed.pull = row_pull(options, entry.row);
+  packed.row = static_cast<std::int32_t>(entry.row);
 }
 
 std::uint8_t* bytes_behind(void* address, std::int64_t bytes) {
@@ -163,7 +123,7 @@ class Packer {
 
   void add(const TensorEntry& entry) {
     const int room = packed_->computes_constants ? Table::kSources : Table::kKnown;
-    const std::int64_t chunks = (entry.numel + packed_->chunk - 1) / packed_->chunk;
+    const std::int64_t chunks = chunks_of(entry);
     if (packed_->entries == Table::kEntries || (!shares_constants(entry) && sets_ == room) ||
         blocks_ + chunks > kMaxBlocks) {
       flush();
@@ -183,18 +143,31 @@ class Packer {
     packed_->constants[i] = static_cast<std::uint16_t>(sets_ - 1);
     packed_->step_kind[i] = step_kind(entry.counter);
     blocks_ += chunks;
+    if constexpr (kIsRowTable<Table>) {
+      shared_ = std::max(shared_, shared_bytes(packed.row, sizeof(opmath_t)));
+    }
   }
 
   void flush() {
-    if (packed_->entries) launch(kernel_, *packed_, blocks_, stream_);
+    if (packed_->entries) launch(kernel_, *packed_, blocks_, shared_, stream_);
     packed_->entries = 0;
     blocks_ = 0;
+    shared_ = 0;
     sets_ = 0;
   }
 
  private:
   // The grid's limit; chunks of a single tensor stay below it up to 2^41 elements.
   static constexpr std::int64_t kMaxBlocks = (std::int64_t{1} << 31) - 1;
+
+  std::int64_t chunks_of(const TensorEntry& entry) const {
+    std::int64_t numel = entry.numel, chunk = packed_->chunk;
+    if constexpr (kIsRowTable<Table>) {
+      numel /= entry.row;
+      chunk = rows_of_chunk(packed_->chunk, static_cast<int>(entry.row), sizeof(opmath_t));
+    }
+    return (numel + chunk - 1) / chunk;
+  }
 
   // Whether the constants are those of the entry before.
   bool shares_constants(const TensorEntry& entry) const {
@@ -219,6 +192,7 @@ class Packer {
   Kernel<Table> kernel_;
   std::unique_ptr<Table> packed_;
   std::int64_t blocks_ = 0;
+  int shared_ = 0;  // bytes
   int sets_ = 0;
   std::uint32_t group_ = 0;  // of the last to add constants
   double step_ = 0;
@@ -243,10 +217,14 @@ void launch_batch(const TensorTable& table, const Device& device, const Batch& b
   with_types(batch.kind.types, [&](auto scalars) {
     using Types = decltype(scalars);
     using param_t = typename Types::param_t;
+    using Rows = RowTable<typename OpMath<param_t>::type>;
     using Small = LaunchTable<typename OpMath<param_t>::type, kSmallTable>;
     using Large = LaunchTable<typename OpMath<param_t>::type, kLargeTable>;
+    if (batch.kind.tables == Tables::kRows) {
+      return launch_batch<param_t, Rows>(table, device, batch, chunk);
+    }
     if constexpr (may_take_chance(Types::kTypes)) {
-      if (batch.kind.takes_chance) {
+      if (batch.kind.tables == Tables::kChance) {
         return launch_batch<param_t, ChanceTable>(table, device, batch, chunk);
       }
     }
@@ -267,11 +245,11 @@ void count_steps(const TensorTable& table, const Device& device) {
     counters.counter[counters.counters] = entry.counter.data;
     counters.is_double[counters.counters] = entry.counter.is_double;
     if (++counters.counters == CounterTable::kCounters) {
-      launch(count_step_kernel, counters, 1, device.stream);
+      launch(count_step_kernel, counters, 1, 0, device.stream);
       counters.counters = 0;
     }
   }
-  if (counters.counters) launch(count_step_kernel, counters, 1, device.stream);
+  if (counters.counters) launch(count_step_kernel, counters, 1, 0, device.stream);
 }
 
 // ---- loading ----------------------------------------------------------------------------------
@@ -293,12 +271,27 @@ int blocks_at_once(void (*kernel)(Table), int multiprocessors) {
   return blocks * multiprocessors;
 }
 
+// Likewise; and has a block share more than 48 KB.
+template <typename opmath_t>
+int blocks_at_once(void (*kernel)(RowTable<opmath_t>), int multiprocessors) {
+  const int blocks = blocks_at_once<RowTable<opmath_t>>(kernel, multiprocessors);
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+      "have a block share memory");
+  return blocks;
+}
+
 std::size_t index_of(const TensorTypes& types) {
   return std::find(std::begin(kTensorTypes), std::end(kTensorTypes), types) -
          std::begin(kTensorTypes);
 }
 
 }  // namespace
+
+bool takes_row_cuda(std::int64_t numel, const TensorTypes& types) {
+  if (types.state == ScalarType::kCode8 && numel % kBlock != 0) return false;
+  return numel <= longest_row(bytes_of_number(types));
+}
 
 std::int32_t chunk_for(std::int64_t numel, int blocks_at_once) {
   // One round of blocks over the device; whole vectors of every type for every thread.
@@ -313,7 +306,8 @@ void step_cuda(const TensorTable& table, const std::vector<BlocksAtOnce>& blocks
     for (const Batch& batch : batches_of(table, device)) {
       const Kind& kind = batch.kind;
       const auto& blocks = blocks_at_once[device.index][index_of(kind.types)];
-      const std::int32_t chunk = chunk_for(batch.numel, blocks[kind.takes_chance][kind.amsgrad]);
+      const std::int32_t chunk =
+          chunk_for(batch.weight, blocks[static_cast<int>(kind.tables)][kind.amsgrad]);
       launch_batch(table, device, batch, chunk);
     }
     count_steps(table, device);
@@ -335,14 +329,16 @@ BlocksAtOnce load_kernels(int device) {
         auto& at_once = blocks[index_of(types)];
         if constexpr (may_take_none(Types::kTypes)) {
           load(kernel_for<param_t, LaunchTable<opmath_t, kSmallTable>>(types, amsgrad));
-          at_once[false][amsgrad] = blocks_at_once(
+          at_once[static_cast<int>(Tables::kElements)][amsgrad] = blocks_at_once(
               kernel_for<param_t, LaunchTable<opmath_t, kLargeTable>>(types, amsgrad),
               multiprocessors);
         }
         if constexpr (may_take_chance(Types::kTypes)) {
-          at_once[true][amsgrad] =
+          at_once[static_cast<int>(Tables::kChance)][amsgrad] =
               blocks_at_once(kernel_for<param_t, ChanceTable>(types, amsgrad), multiprocessors);
         }
+        at_once[static_cast<int>(Tables::kRows)][amsgrad] = blocks_at_once(
+            kernel_for<param_t, RowTable<opmath_t>>(types, amsgrad), multiprocessors);
       });
     }
   }

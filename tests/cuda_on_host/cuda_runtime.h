@@ -90,7 +90,15 @@ class Team {
   void sync_block() { block_.wait(); }
 
   // The largest of what the threads of the caller's warp have.
-  int warp_max(int value) { return warps_[threadIdx.x / kWarp]->max(value); }
+  int warp_max(int value) {
+    const auto& all = warp().exchange(value);
+    return static_cast<int>(*std::max_element(all, all + warp().lanes()));
+  }
+
+  // What another lane of the caller's warp has.
+  double from_lane(double value, unsigned lane) { return warp().exchange(value)[lane]; }
+
+  void sync_warp() { warp().exchange(0); }
 
  private:
   static constexpr unsigned kWarp = 32;
@@ -99,20 +107,25 @@ class Team {
    public:
     explicit Warp(unsigned lanes) : lanes_(lanes), barrier_(lanes) {}
 
-    // Two rows in turn: a lane that comes to the next call writes none that another still reads.
-    int max(int value) {
+    unsigned lanes() const { return lanes_; }
+
+    // What each lane has; a double holds any int. Two rows in turn: a lane that comes to the next
+    // call writes none that another still reads.
+    const double* exchange(double value) {
       thread_local unsigned calls = 0;
-      int* row = values_[calls++ % 2];
+      double* row = values_[calls++ % 2];
       row[threadIdx.x % kWarp] = value;
       barrier_.wait();
-      return *std::max_element(row, row + lanes_);
+      return row;
     }
 
    private:
     const unsigned lanes_;
     Barrier barrier_;
-    int values_[2][kWarp];
+    double values_[2][kWarp];
   };
+
+  Warp& warp() { return *warps_[threadIdx.x / kWarp]; }
 
   void work(unsigned thread, unsigned threads) {
     threadIdx = dim3(thread);
@@ -136,7 +149,8 @@ class Team {
   const std::function<void()>* kernel_ = nullptr;
 };
 
-inline Team* team = nullptr;  // never freed: its threads wait in it until the process ends
+inline Team* team = nullptr;    // never freed: its threads wait in it until the process ends
+inline void* shared = nullptr;  // what a launch asked for, of its size
 
 }  // namespace on_host
 
@@ -144,11 +158,16 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline void __syncthreads() { on_host::team->sync_block(); }
 // All lanes of a warp have to call it: those that stay away are waited for.
 inline int __reduce_max_sync(unsigned, int value) { return on_host::team->warp_max(value); }
+inline double __shfl_xor_sync(unsigned, double value, int lanes) {
+  return on_host::team->from_lane(value, threadIdx.x % 32 ^ lanes);
+}
+inline void __syncwarp() { on_host::team->sync_warp(); }
 
 // ---- the runtime ------------------------------------------------------------------------------
 
 enum cudaError_t {
   cudaSuccess,
+  cudaErrorInvalidValue = 1,
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
   cudaErrorInvalidResourceHandle = 400
@@ -163,6 +182,7 @@ using cudaStream_t = void*;
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
+  std::size_t dynamicSmemBytes;
   cudaStream_t stream;
 };
 
@@ -172,6 +192,7 @@ inline const cudaStream_t kCurrentStream = reinterpret_cast<cudaStream_t>(0x57);
 inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorOnHost"; }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidResourceHandle    ? "not the current stream"
+         : error == cudaErrorInvalidValue           ? "invalid argument"
          : error == cudaErrorNoKernelImageForDevice ? "no kernel image for the device"
                                                     : "no such device";
 }
@@ -210,11 +231,29 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(
   return *blocks = 4, cudaSuccess;
 }
 
+// What a block may share: more than 48 KB have to be asked for.
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+inline std::map<const void*, std::size_t> shared_limits;
+inline std::size_t shared_limit(const void* kernel) {
+  const auto found = shared_limits.find(kernel);
+  return found == shared_limits.end() ? 48 << 10 : found->second;
+}
+template <typename Table>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Table), cudaFuncAttribute, int bytes) {
+  if (bytes > 99 << 10) return cudaErrorInvalidValue;  // compute capability 8.6
+  shared_limits[reinterpret_cast<const void*>(kernel)] = bytes;
+  return cudaSuccess;
+}
+
 inline cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
                                        void** arguments) {
   if (config->stream && config->stream != kCurrentStream) return cudaErrorInvalidResourceHandle;
 #ifndef PROXADAM_DRY_LAUNCH
   const auto& call = loaded.at(kernel);
+  if (config->dynamicSmemBytes > shared_limit(kernel)) return cudaErrorInvalidValue;
+  const std::unique_ptr<void, void (*)(void*)> shared(std::malloc(config->dynamicSmemBytes),
+                                                      std::free);
+  on_host::shared = shared.get();
   if (!on_host::team) on_host::team = new on_host::Team(config->blockDim.x);
   on_host::team->run(config->gridDim.x, [&] { call(arguments); });
 #endif
