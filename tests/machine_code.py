@@ -70,16 +70,24 @@ Code = list[tuple[int, str]]
 HASHES = "0x7feb352d"  # a factor in csrc/rounding.h
 
 
-def loops(code: Code) -> list[Code]:
-    """The bodies of the loops that move 16 bytes at a time, in the order of the addresses."""
-    bodies = []
+def bodies(code: Code) -> list[Code]:
+    """The bodies of all loops, in the order of their ends."""
+    found = []
     for address, instruction in code:
         target = _target(instruction)
         if target is not None and target < address:
-            body = [(at, text) for at, text in code if target <= at <= address]
-            if any("LDG.E.128" in text for _, text in body):
-                bodies.append(body)
-    return bodies
+            found.append([(at, text) for at, text in code if target <= at <= address])
+    return found
+
+
+def loops(code: Code) -> list[Code]:
+    """Those of the loops that move 16 bytes at a time."""
+    return [body for body in bodies(code) if any("LDG.E.128" in text for _, text in body)]
+
+
+def count(code: Code, operation: str) -> int:
+    """How often an operation stands there, with or without a predicate."""
+    return sum(bool(re.search(rf"^(@\S+ )?{operation}\b", text)) for _, text in code)
 
 
 def executed(body: Code) -> list[str]:

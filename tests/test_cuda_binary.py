@@ -9,7 +9,17 @@ import subprocess
 
 import pytest
 
-from machine_code import BINARY, CUOBJDUMP, constant_bank, cuobjdump, instructions, loops
+from machine_code import (
+    BINARY,
+    CUOBJDUMP,
+    bodies,
+    constant_bank,
+    count,
+    cuobjdump,
+    instructions,
+    loops,
+    registers,
+)
 from proxadam import backends
 
 pytestmark = [
@@ -29,6 +39,10 @@ def main_kernels(kernels):
 
 def coded_kernels(kernels):
     return {key: code for key, code in kernels.items() if "prox_adam_codes_kernel" in key[1]}
+
+
+def row_kernels(kernels):
+    return {key: code for key, code in kernels.items() if "prox_adam_rows_kernel" in key[1]}
 
 
 def test_machine_code_for_each_architecture_and_ptx_for_those_between_and_to_come():
@@ -53,6 +67,45 @@ def test_every_kernel_is_there_for_every_architecture(kernels):
         assert sum("codes_kernel" in name for name in takes_chance) == 3
         assert len(takes_chance) == 3 + 12
         assert len(names - takes_chance) in (12, 24)
+
+
+def test_rows_have_a_kernel_for_every_pair_of_types(kernels):
+    """Eleven, of which two blocks of 256 threads have the registers of a multiprocessor."""
+    found = row_kernels(kernels)
+    for arch in {arch for arch, _ in found}:
+        assert sum(key[0] == arch for key in found) == 11
+    used = registers()
+    assert all(used[key] <= 128 for key in found)
+
+
+def test_rows_are_read_and_written_in_vectors(kernels):
+    """16 bytes of float32 and float64, 8 of 16 bits; what else is moved is an element at a time."""
+    for key, code in row_kernels(kernels).items():
+        texts = [text for _, text in code if re.search(r"\b(LDG|STG)\.", text)]
+        wide = r"\.E\.64" if re.search(r"INS_\w*float16\w*ENS_|ES1_", key[1]) else r"\.E\.128"
+        assert sum("LDG" in text for text in texts if re.search(wide, text)) >= 2, key
+        assert sum("STG" in text for text in texts if re.search(wide, text)) >= 1, key
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "sm_120"])
+def test_instructions_a_weight_of_a_row(kernels, arch):
+    """In float32, of the loops that a row goes through once, and once a step of Newton's method.
+
+    A sum is told by its additions in double, two a weight; what is at the end by what it stores.
+    """
+    code = {key[0]: code for key, code in row_kernels(kernels).items() if "IffE" in key[1]}.get(
+        arch
+    )
+    if code is None:
+        pytest.skip(f"not compiled for {arch}")
+    inner = [body for body in bodies(code) if not count(body, "SHFL") and not count(body, "LDG")]
+    sums = [body for body in inner if count(body, "DADD") >= 8]
+    at_norm = [body for body in sums if count(body, "MUFU")]
+    at_infinity = [body for body in sums if not count(body, "MUFU")]
+    ends = [body for body in inner if count(body, "STG") and not count(body, "DADD")]
+    assert min(2 * len(body) / count(body, "DADD") for body in at_infinity) < 9
+    assert min(2 * len(body) / count(body, "DADD") for body in at_norm) < 28
+    assert max(map(len, ends)) / 4 < 40  # with the loop over a vector's elements
 
 
 def test_no_register_is_spilled(kernels):

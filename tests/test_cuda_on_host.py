@@ -54,6 +54,20 @@ def environment(tmp_path_factory):
     }
 
 
+def test_warps_that_share_a_row_do_not_race(tmp_path):
+    """Blocks of four warps under ThreadSanitizer, to the bits of the CPU loop.
+
+    Those of the other tests have one warp, for threads are dear there.
+    """
+    build = pytest.importorskip("cuda_on_host.build", reason="needs pybind11 to compile")
+    if not Path(_library("libtsan.so")).is_absolute():
+        pytest.skip("this g++ has no ThreadSanitizer")
+    program = build.many_warps(tmp_path)
+    done = subprocess.run([str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[:5000]
+    assert "the same" in done.stdout
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_on_the_host(environment, suite):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]

@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include <type_traits>  // for conditional_t
+#include <type_traits>  // for conditional_t, integral_constant
 
 #include "../group_prox.h"  // for row_norm, row_pull
 #include "../rounding.h"    // for param_draws, state_draws, step_key
@@ -82,38 +82,17 @@ __device__ __forceinline__ bool goes_by_vectors(const Row& row) {
           beyond_alignment(row.buffers.max_exp_avg_sq) % kOfState == 0);
 }
 
-// Calls f(integral_constant<int, width>, i) for the thread's vectors or elements.
-template <int width, typename F>
-__device__ __forceinline__ void for_each_vector(const Team& team, int numel, F f) {
+// Calls f(width, math, i), both of them as types, for the thread's vectors; and for its elements,
+// where there are no vectors, and for those of a vector for which f returns false.
+template <int width, typename Math, typename F>
+__device__ __forceinline__ void for_each_vector(const Team& team, int numel, bool by_vectors, F f) {
+  const int at_once = by_vectors ? width : 1;
 #pragma unroll 1
-  for (int i = team.rank() * width; i < numel; i += team.threads() * width) f(i);
-}
-
-template <int width, typename Row>
-__device__ __forceinline__ void begin_by(const Team& team,
-                                         const RowConstants<typename Row::opmath_t>& c,
-                                         const Row& row,
-                                         const SharedTerms<typename Row::opmath_t>& terms) {
-  using Math = typename MathOf<typename Row::param_t>::type;
-  for_each_vector<width>(team, row.numel, [&](int i) {
-    if (begin_elements<width, Math>(c, row, terms, i)) return;
+  for (int i = team.rank() * at_once; i < numel; i += team.threads() * at_once) {
+    if (by_vectors && f(std::integral_constant<int, width>{}, Math{}, i)) continue;
 #pragma unroll 1
-    for (int k = 0; k < width; ++k) begin_elements<1, Exact>(c, row, terms, i + k);
-  });
-}
-
-template <int width, typename Row>
-__device__ __forceinline__ void finish_by(const Team& team,
-                                          const StepConstants<typename Row::opmath_t>& c,
-                                          const Row& row,
-                                          const SharedTerms<typename Row::opmath_t>& terms,
-                                          typename Row::opmath_t norm) {
-  using Math = typename MathOf<typename Row::param_t>::type;
-  for_each_vector<width>(team, row.numel, [&](int i) {
-    if (finish_elements<width, Math>(c, row, terms, norm, i)) return;
-#pragma unroll 1
-    for (int k = 0; k < width; ++k) finish_elements<1, Exact>(c, row, terms, norm, i + k);
-  });
+    for (int k = i; k < i + at_once; ++k) f(std::integral_constant<int, 1>{}, Exact{}, k);
+  }
 }
 
 template <typename Row>
@@ -129,20 +108,18 @@ __device__ __forceinline__ void update_row(const Team& team,
     for (int block = team.warp_rank(); block * kBlock < row.numel; block += team.warps()) {
       begin_block(c, row, terms, block, by_vectors);
     }
-  } else if (by_vectors) {
-    begin_by<kWidth>(team, c, row, terms);
   } else {
-    begin_by<1>(team, c, row, terms);
+    for_each_vector<kWidth, Math>(team, row.numel, by_vectors, [&](auto width, auto math, int i) {
+      return begin_elements<decltype(width)::value, decltype(math)>(c, row, terms, i);
+    });
   }
   team.sync();
   if (c.update == Update::kFrozen) return;
   const SharedRow<opmath_t, Math> shared(terms, row.numel, team);
   const opmath_t norm = row_norm<opmath_t>(shared);
-  if (by_vectors) {
-    finish_by<kWidth>(team, c.values, row, terms, norm);
-  } else {
-    finish_by<1>(team, c.values, row, terms, norm);
-  }
+  for_each_vector<kWidth, Math>(team, row.numel, by_vectors, [&](auto width, auto math, int i) {
+    return finish_elements<decltype(width)::value, decltype(math)>(c.values, row, terms, norm, i);
+  });
   team.sync();  // before others write what was read
 }
 

@@ -58,14 +58,16 @@ class SharedRow {
 
   template <Term term>
   __device__ __forceinline__ Sums sum(opmath_t norm) const {
-    if (!team_.is_block) return segment<term>(norm, 0);
     // Two in turn: who comes to the next sum writes none that another still reads.
     __shared__ Sums of_segments[2][kSegments];
     Sums* totals = of_segments[sums_++ % 2];
-    for (int begin = warp() * kSegment; begin < numel_; begin += kWarps * kSegment) {
-      const Sums of = segment<term>(norm, begin);
-      if (lane() == 0) totals[begin / kSegment] = of;
+    Sums of{0, 0};
+#pragma unroll 1
+    for (int begin = team_.warp_rank() * kSegment; begin < numel_; begin += kWarps * kSegment) {
+      of = segment<term>(norm, begin);
+      if (team_.is_block && lane() == 0) totals[begin / kSegment] = of;
     }
+    if (!team_.is_block) return of;
     __syncthreads();
     Sums total{0, 0};
     for (int i = 0; i * kSegment < numel_; ++i) {
@@ -85,10 +87,12 @@ class SharedRow {
     const int end = left < kSegment ? numel_ : begin + kSegment;
     Math math{};
     Sums sum = of_lane<term>(math, norm, begin, end);
-    inspect(math, opmath_t(sum.weighted));
-    if (wants_redo(math)) {
-      Exact exact;
-      sum = of_lane<term>(exact, norm, begin, end);
+    if constexpr (term == Term::kAtNorm) {  // the others ask nothing of the Math
+      inspect(math, opmath_t(sum.weighted));
+      if (wants_redo(math)) {
+        Exact exact;
+        sum = of_lane<term>(exact, norm, begin, end);
+      }
     }
     return of_warp(sum);
   }

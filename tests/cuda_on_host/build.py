@@ -25,12 +25,14 @@ MODULES = {
     ],
     "_fake_device": [HERE / "fake_device.cpp"],
 }
-FLAGS = [
+SOURCE_FLAGS = [
     *("-std=c++17", "-fPIC", "-g1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-pthread"),
     *("-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden"),
+    *("-DPROXADAM_BRANCH_FREE=1", f"-I{HERE}"),
+]
+FLAGS = [
+    *SOURCE_FLAGS,
     *("-DPROXADAM_CUDA_OLDEST=80", "-DPROXADAM_CUDA_THREADS=32"),  # 32: threads are dear here
-    "-DPROXADAM_BRANCH_FREE=1",
-    f"-I{HERE}",
     f"-I{pybind11.get_include()}",
     f"-I{sysconfig.get_paths()['include']}",
 ]
@@ -43,28 +45,42 @@ def build(directory: Path, sanitize: bool = False, dry: bool = False) -> None:
     Raises:
         RuntimeError: the compiler is missing, or does not compile; with what it says.
     """
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise RuntimeError("no g++ on PATH")
     directory.mkdir(parents=True, exist_ok=True)
     flags = FLAGS + (["-O0", *SANITIZE] if sanitize else ["-O3", "-DNDEBUG"])
     flags += ["-DPROXADAM_DRY_LAUNCH"] if dry else []
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
 
-    def run(*command: object) -> None:
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{command} fails:\n{done.stderr}")
-
     def compiled(source: Path) -> Path:
         target = directory / f"{source.stem}.o"
-        run(compiler, *flags, "-x", "c++", "-c", source, "-o", target)
+        _run_compiler(*flags, "-x", "c++", "-c", source, "-o", target)
         return target
 
     with ThreadPoolExecutor() as pool:
         for name, sources in MODULES.items():
             objects = list(pool.map(compiled, sources))
-            run(compiler, *flags, "-shared", *objects, "-o", directory / f"{name}{suffix}")
+            _run_compiler(*flags, "-shared", *objects, "-o", directory / f"{name}{suffix}")
+
+
+def many_warps(directory: Path) -> Path:
+    """Compile many_warps.cpp for ThreadSanitizer and return the program.
+
+    Raises:
+        RuntimeError: likewise.
+    """
+    program = directory / "many_warps"
+    flags = [*SOURCE_FLAGS, "-O1", "-fsanitize=thread", "-DPROXADAM_CUDA_THREADS=128"]
+    _run_compiler(*flags, HERE / "many_warps.cpp", "-o", program)
+    return program
+
+
+def _run_compiler(*arguments: object) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("no g++ on PATH")
+    command = [compiler, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command} fails:\n{done.stderr}")
 
 
 if __name__ == "__main__":
