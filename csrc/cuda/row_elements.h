@@ -9,7 +9,7 @@
 #include <stdint.h>  // for int64_t, uint32_t
 
 #include "../codes.h"       // for encode, finite_magnitude, kBlock, Moment
-#include "../group_prox.h"  // for element_of_row, row_terms, RowTerms
+#include "../group_prox.h"  // for AtNorm, element_of_row, left_at, Root, row_terms, ...
 #include "../rounding.h"    // for kGolden, step_key, stretch_key
 #include "branch_free.h"    // for MathOf, wants_redo
 #include "chance.h"         // for Chance, store_moments, store_params, ToNearest
@@ -233,12 +233,13 @@ __device__ __forceinline__ void begin_block(const RowConstants<float>& c, const 
 
 // ---- after ------------------------------------------------------------------------------------
 
-// Parameters from i on; or writes nothing, likewise.
+// Parameters from i on; or writes nothing, likewise. `last`: where the root was told from.
 template <int width, typename Math, typename Chunk>
 __device__ __forceinline__ bool finish_elements(const StepConstants<typename Chunk::opmath_t>& c,
                                                 const Chunk& row,
                                                 const SharedTerms<typename Chunk::opmath_t>& terms,
-                                                typename Chunk::opmath_t norm, int i) {
+                                                const AtNorm<typename Chunk::opmath_t>& last,
+                                                const Root<typename Chunk::opmath_t>& root, int i) {
   using param_t = typename Chunk::param_t;
   typename Chunk::opmath_t shrunk[width], pulls[width], z[width], param[width];
   load(terms.shrunk + i, shrunk);
@@ -247,7 +248,9 @@ __device__ __forceinline__ bool finish_elements(const StepConstants<typename Chu
   Math math{};
 #pragma unroll
   for (int k = 0; k < width; ++k) {
-    param[k] = element_of_row(math, c, {z[k], shrunk[k], pulls[k]}, norm);
+    typename Chunk::opmath_t left;
+    sums_of(math, last, shrunk[k], pulls[k], left);
+    param[k] = element_of_row(math, c, shrunk[k], z[k], left_at(root, left));
     inspect(math, param[k]);
   }
   if (wants_redo(math)) return false;

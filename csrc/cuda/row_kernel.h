@@ -8,7 +8,7 @@
 
 #include <type_traits>  // for conditional_t, integral_constant
 
-#include "../group_prox.h"  // for row_norm, row_pull
+#include "../group_prox.h"  // for Root, root_of, row_pull
 #include "../rounding.h"    // for param_draws, state_draws, step_key
 #include "branch_free.h"    // for MathOf
 #include "chunk.h"          // for BlockConstants, Chunk, compute_constants, entry_of, step_of
@@ -116,9 +116,10 @@ __device__ __forceinline__ void update_row(const Team& team,
   team.sync();
   if (c.update == Update::kFrozen) return;
   const SharedRow<opmath_t, Math> shared(terms, row.numel, team);
-  const opmath_t norm = row_norm<opmath_t>(shared);
+  const Root<opmath_t> root = root_of<opmath_t>(shared);
   for_each_vector<kWidth, Math>(team, row.numel, by_vectors, [&](auto width, auto math, int i) {
-    return finish_elements<decltype(width)::value, decltype(math)>(c.values, row, terms, norm, i);
+    return finish_elements<decltype(width)::value, decltype(math)>(c.values, row, terms,
+                                                                   shared.last(), root, i);
   });
   team.sync();  // before others write what was read
 }

@@ -2,9 +2,9 @@
 
 #pragma once
 
-#include <stdint.h>  // for int64_t
+#include <type_traits>  // for is_same
 
-#include "../group_prox.h"  // for kLanes, kSegment, Sums, sums_of, Term
+#include "../group_prox.h"  // for AtNorm, kLanes, kSegment, Sums, sums_of
 #include "branch_free.h"    // for wants_redo
 #include "launch_table.h"   // for kThreads
 #include "memory.h"         // for dynamic_shared
@@ -48,7 +48,17 @@ struct SharedTerms {
   }
 };
 
-// A row for row_norm(), which the whole team has to call; all of its threads are told the same.
+// The norm that elements were last added up at; 0 where that was none, and nothing is left of them.
+template <typename opmath_t>
+struct Last {
+  AtNorm<opmath_t> at{0, 0};
+
+  __device__ __forceinline__ void note(const AtNorm<opmath_t>& now) { at = now; }
+  template <typename At>
+  __device__ __forceinline__ void note(const At&) {}
+};
+
+// A row for root_of(), which the whole team has to call; all of its threads are told the same.
 template <typename opmath_t, typename Math>
 class SharedRow {
  public:
@@ -56,20 +66,21 @@ class SharedRow {
                                        const Team& team)
       : terms_(terms), numel_(numel), team_(team) {}
 
-  template <Term term>
-  __device__ __forceinline__ Sums sum(opmath_t norm) const {
-    // Two in turn: who comes to the next sum writes none that another still reads.
-    __shared__ Sums of_segments[2][kSegments];
-    Sums* totals = of_segments[sums_++ % 2];
-    Sums of{0, 0};
+  template <typename At>
+  __device__ __forceinline__ Sums<double> add_up(At at) const {
+    last_.note(at);
+    // Two in turn: who comes to the next sums writes none that another still reads.
+    __shared__ Sums<double> of_segments[2][kSegments];
+    Sums<double>* totals = of_segments[sums_++ % 2];
+    Sums<double> of{0, 0};
 #pragma unroll 1
     for (int begin = team_.warp_rank() * kSegment; begin < numel_; begin += kWarps * kSegment) {
-      of = segment<term>(norm, begin);
+      of = segment(at, begin);
       if (team_.is_block && lane() == 0) totals[begin / kSegment] = of;
     }
     if (!team_.is_block) return of;
     __syncthreads();
-    Sums total{0, 0};
+    Sums<double> total{0, 0};
     for (int i = 0; i * kSegment < numel_; ++i) {
       total.squares += totals[i].squares;
       total.weighted += totals[i].weighted;
@@ -77,53 +88,57 @@ class SharedRow {
     return total;
   }
 
+  __device__ __forceinline__ const AtNorm<opmath_t>& last() const { return last_.at; }
+
  private:
   static constexpr int kSegments = longest_row(sizeof(opmath_t)) / kSegment;
 
   // By a warp.
-  template <Term term>
-  __device__ __forceinline__ Sums segment(opmath_t norm, int begin) const {
+  template <typename At>
+  __device__ __forceinline__ Sums<double> segment(At at, int begin) const {
     const int left = numel_ - begin;
     const int end = left < kSegment ? numel_ : begin + kSegment;
     Math math{};
-    Sums sum = of_lane<term>(math, norm, begin, end);
-    if constexpr (term == Term::kAtNorm) {  // the others ask nothing of the Math
-      inspect(math, opmath_t(sum.weighted));
+    auto sums = of_lane(math, at, begin, end);
+    if constexpr (std::is_same<At, AtNorm<opmath_t>>::value) {  // the others ask nothing of it
+      inspect(math, sums.weighted);
       if (wants_redo(math)) {
         Exact exact;
-        sum = of_lane<term>(exact, norm, begin, end);
+        sums = of_lane(exact, at, begin, end);
       }
     }
-    return of_warp(sum);
+    return of_warp(sums.squares, sums.weighted);
+  }
+
+  template <typename At, typename MathOfSums>
+  __device__ __forceinline__ Sums<typename At::sum_t> of_lane(MathOfSums& math, At at, int begin,
+                                                              int end) const {
+    Sums<typename At::sum_t> sums{0, 0};
+    for (int i = begin + lane(); i < end; i += kLanes) {
+      opmath_t unused;  // what is left is computed anew: there is no room to keep it
+      const auto of = sums_of(math, at, terms_.shrunk[i], terms_.pulls[i], unused);
+      sums.squares += of.squares;
+      sums.weighted += of.weighted;
+    }
+    return sums;
   }
 
   // Lanes folded in halves. With the first fold a half of them takes each sum over from the other.
-  static __device__ __forceinline__ Sums of_warp(const Sums& of) {
+  static __device__ __forceinline__ Sums<double> of_warp(double squares, double weighted) {
     const bool has_weighted = lane() >= kLanes / 2;
-    double sum = has_weighted ? of.weighted : of.squares;
-    sum += __shfl_xor_sync(kAllLanes, has_weighted ? of.squares : of.weighted, kLanes / 2);
+    double sum = has_weighted ? weighted : squares;
+    sum += __shfl_xor_sync(kAllLanes, has_weighted ? squares : weighted, kLanes / 2);
 #pragma unroll
     for (int half = kLanes / 4; half; half /= 2) sum += __shfl_xor_sync(kAllLanes, sum, half);
     const double other = __shfl_xor_sync(kAllLanes, sum, kLanes / 2);
-    return has_weighted ? Sums{other, sum} : Sums{sum, other};
-  }
-
-  template <Term term, typename MathOfSum>
-  __device__ __forceinline__ Sums of_lane(MathOfSum& math, opmath_t norm, int begin,
-                                          int end) const {
-    Sums sum{0, 0};
-    for (int i = begin + lane(); i < end; i += kLanes) {
-      const Sums of = sums_of<term>(math, norm, terms_.shrunk[i], terms_.pulls[i]);
-      sum.squares += of.squares;
-      sum.weighted += of.weighted;
-    }
-    return sum;
+    return has_weighted ? Sums<double>{other, sum} : Sums<double>{sum, other};
   }
 
   const SharedTerms<opmath_t>& terms_;
   int numel_;
   Team team_;
   mutable unsigned sums_ = 0;
+  mutable Last<opmath_t> last_;
 };
 
 }  // namespace proxadam
