@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from proxadam import ProxAdamW
 
-LR, L1, L2 = 1e-7, 1e-5, 1e-4
+LR, L1, L2, L21 = 1e-7, 1e-5, 1e-4, 1e-5
 DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -41,6 +41,7 @@ class Case:
     compiled: bool = False  # with the arms of torch.compile, on inductor
     state: str = ""  # how the moments are kept, where it is not as the parameters are
     by_chance: bool = False  # 16-bit parameters are rounded so
+    rows: bool = False  # with an arm that takes rows as one
     device: str = "cpu"
 
     @property

@@ -40,7 +40,7 @@ step() {
 }
 
 tests() {
-  local on_cuda='(cuda and not on_host) or their_device or mixed_in or than_torchs' workers=() short='(alignment and -3-adaptive) or (unscaled and scalar)' tool
+  local on_cuda='(cuda and not on_host) or their_device or mixed_in or than_torchs' workers=() short='(alignment and -3-adaptive) or (unscaled and scalar) or (every_length and fp32-fp32-fp32)' tool
   "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$(($(nproc) * 3 / 4))" -p no:benchmark)
   step kernel 120 "$python" -m pytest -q -p no:cacheprovider tests/test_cuda_kernel.py \
     tests/test_cuda_streams.py
@@ -56,7 +56,8 @@ tests() {
     if command -v compute-sanitizer >/dev/null; then
       step $tool 60 compute-sanitizer --tool $tool --error-exitcode 1 \
         --kernel-name kernel_substring=prox_adam \
-        "$python" -m pytest -q -x -p no:cacheprovider tests/test_cuda_kernel.py -k "$short"
+        "$python" -m pytest -q -x -p no:cacheprovider tests/test_cuda_kernel.py \
+        tests/test_rows_on_cuda.py -k "$short"
     else
       say "$tool: skipped, no compute-sanitizer here"
     fi

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch.optim import AdamW
 
-from cases import L1, L2, Case, Goal, Tensors
+from cases import L1, L2, L21, Case, Goal, Tensors
 from harness import Arm, Times, device_clock, host_clock, interleave
 from on_cpu import small_states
 from proxadam import ProxAdamW
@@ -34,6 +34,11 @@ def cases(small: bool) -> list[Case]:
         on_gpu(name, [one], "fp32", slow=True),
         on_gpu(name, [one], "bf16"),
         on_gpu(name, [one], "bf16", state="fp32"),
+        *(
+            on_gpu(f"rows of {row}", [(one[0] // row, row)], dtype, rows=True)
+            for row in (1 << 10, 1 << 12)
+            for dtype in ("fp32", "bf16")
+        ),
         on_gpu("1x100Ki", [(100 << 10,)], "fp32"),
         on_gpu("16x64Ki", [(64 << 10,)] * 16, "fp32"),
         on_gpu("16x64Ki", [(64 << 10,)] * 16, "bf16"),
@@ -92,6 +97,8 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
     found["ours, fused=True"] = tensors.optimizer(ProxAdamW, fused=True, **ours).step
     found["ours, l2=0"] = tensors.optimizer(ProxAdamW, **{**ours, "l2": 0.0}).step
     found["ours, l1=l2=0"] = tensors.optimizer(ProxAdamW, **{**ours, "l1": 0.0, "l2": 0.0}).step
+    if case.rows:
+        found["ours, l21"] = tensors.optimizer(ProxAdamW, l21=L21, **ours).step
     if not case.host:
         found["ours, captured"] = _captured(tensors.optimizer(ProxAdamW, capturable=True, **ours))
         found["copy"] = _copy()
