@@ -10,7 +10,7 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 import one_memory
-from cases import DTYPES, L1, L2, Case, Goal, Tensors
+from cases import DTYPES, L1, L2, L21, Case, Goal, Tensors
 from harness import Arm, Times, interleave
 from proxadam import ProxAdamW, sparsity, stationarity
 
@@ -20,6 +20,7 @@ GPT2_SMALL = [(50257, 768), (1024, 768)] + 12 * [
 ]  # fmt: skip
 
 SQUARE = "8192x8192"  # as many weights as 1x64Mi
+ROWS = (1024, 4096)
 DIGITS = [(128, 64), (128,), (64, 128), (64,), (10, 64), (10,)]  # the network of bench/train.py
 
 
@@ -37,6 +38,7 @@ def cases(small: bool) -> list[Case]:
         Case("digits", DIGITS, "fp32", compiled=True),
         Case("1000x1", [(1,)] * 1000, "fp32", host=True),
         *small_states("2048x2048" if small else SQUARE, 2048 if small else 8192),
+        *(Case(f"rows of {row}", [(one[0] // row, row)], "fp32", rows=True) for row in ROWS),
     ]
     if small:
         return listed
@@ -85,6 +87,7 @@ def goals() -> list[Goal]:
         Goal(fp32, "ours, compiled", "torch default, compiled", 1 / 1.05),
         Goal(fp32, "ours on loop", "torch default" + shrink, 1.2),
         Goal(fp32, "ours on foreach", "torch foreach" + shrink, 0.8),
+        *(Goal(f"rows of {row} fp32", "ours, l21", "ours", 0.7) for row in ROWS),
         Goal(f"{SQUARE} fp32, bf16 state", "ours", "torch fused, fp32", 1.1),
         Goal(f"{SQUARE} fp32, 8bit state", "ours", "torch fused, fp32", 0.9),
         Goal(f"{SQUARE} bf16, fp32 state, by chance", "ours", "torch fused, fp32", 1.05),
@@ -111,6 +114,9 @@ def arms(case: Case, tensors: Tensors) -> dict[str, Arm]:
         return found
     if case.sharded:
         return found | {"torch fused": fused.step}
+    if case.rows:
+        rows = tensors.optimizer(ProxAdamW, l21=L21, **prox)
+        return found | {"ours, l21": rows.step, "torch fused": fused.step}
     found |= {
         "ours, l2=0": tensors.optimizer(ProxAdamW, l1=L1).step,
         "ours, l1=l2=0": tensors.optimizer(ProxAdamW).step,

@@ -139,10 +139,9 @@ struct Root {
 };
 
 // A Row adds up sums_of() over its elements, and keeps what is left of them; a NaN among them
-// comes out again.
+// comes out again. `far`: its sums at infinity.
 template <typename opmath_t, typename Row>
-PROXADAM_INLINE Root<opmath_t> root_of(const Row& row) {
-  const Sums<double> far = row.add_up(AtInfinity<opmath_t>{});
+PROXADAM_INLINE Root<opmath_t> root_of(const Row& row, const Sums<double>& far) {
   const double of_shrunk = sqrt(far.squares);
   double norm = of_shrunk - far.weighted / far.squares;
   if (!(norm > of_shrunk * 0x1p-10 && norm < HUGE_VAL)) {  // too near to 0 to be believed

@@ -242,7 +242,7 @@ template <typename opmath_t>
 class Tile {
  public:
   Tile(void* buffer, ScalarType type, uint8_t* exponents = nullptr, Moment moment = Moment::kFirst)
-      : stored_{buffer, exponents}, codec_(codec<opmath_t>(type, moment)) {}
+      : stored_{buffer, exponents}, codec_(codec<opmath_t>(type, moment)), bytes_(bytes_of(type)) {}
 
   // Null where there is no buffer.
   opmath_t* load(int64_t begin, int64_t numel) {
@@ -253,6 +253,14 @@ class Tile {
   }
 
   bool converts() const { return stored_.elements && codec_.load; }
+
+  // Asks memory for what will be loaded, into the second-level cache. Inlined always: of a function
+  // that only asks GCC says that it does nothing.
+  __attribute__((always_inline)) void prefetch(int64_t begin, int64_t numel) const {
+    constexpr int64_t kLine = 64;
+    const char* from = static_cast<const char*>(stored_.elements) + begin * bytes_;
+    for (int64_t i = 0; i < numel * bytes_; i += kLine) __builtin_prefetch(from + i, 0, 2);
+  }
 
   void store(int64_t begin, int64_t numel, Rounding how = kNearest) {
     if (converts()) codec_.store(values_, begin, numel, stored_, how);
@@ -266,6 +274,7 @@ class Tile {
  private:
   Stored stored_;
   Codec<opmath_t> codec_;
+  int64_t bytes_;  // of an element
   alignas(64) opmath_t values_[kTile];
 };
 

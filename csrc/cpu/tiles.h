@@ -30,6 +30,13 @@ struct Tiles {
 
   int64_t numel(int64_t begin, int64_t end) const { return end - begin < most ? end - begin : most; }
 
+  __attribute__((always_inline)) void prefetch(int64_t begin, int64_t numel) const {
+    params.prefetch(begin, numel);
+    grads.prefetch(begin, numel);
+    exp_avgs.prefetch(begin, numel);
+    exp_avg_sqs.prefetch(begin, numel);
+  }
+
   // All but the parameters.
   void store_rest(int64_t begin, int64_t numel, Rounding state) {
     if (unscale) grads.store(begin, numel);

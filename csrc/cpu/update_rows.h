@@ -128,7 +128,6 @@ struct Row {
     return total;
   }
 
- private:
   template <typename At>
   void add_segment(At at, int64_t begin, int64_t length, Sums<double>& total) const {
     using sum_t = typename At::sum_t;
@@ -146,12 +145,31 @@ struct Row {
   }
 };
 
-// The row's new values.
+// Sums at infinity, while what they are of is in the cache.
 template <typename opmath_t>
-void prox_of_row(const StepConstants<opmath_t>& c, const Terms<opmath_t>& terms, int64_t numel,
-                 opmath_t* __restrict params) {
+struct FarSums {
+  Sums<double> total{0, 0};
+  int64_t summed = 0;
+
+  // As far as whole segments of the row are there.
+  void add(const Row<opmath_t>& row, int64_t there) {
+    while (summed < there && (there - summed >= kSegment || there == row.numel)) {
+      const int64_t left = there - summed;
+      const int64_t length = left < kSegment ? left : kSegment;
+      row.add_segment(AtInfinity<opmath_t>{}, summed, length, total);
+      summed += length;
+    }
+  }
+};
+
+// The row's new values. `far`: its sums at infinity.
+template <typename opmath_t>
+void prox_of_row(const StepConstants<opmath_t>& c, const Row<opmath_t>& row,
+                 const Sums<double>& far, opmath_t* __restrict params) {
   Bounded<opmath_t> math;
-  const Root<opmath_t> root = root_of<opmath_t>(Row<opmath_t>{terms, numel});
+  const Terms<opmath_t>& terms = row.terms;
+  const int64_t numel = row.numel;
+  const Root<opmath_t> root = root_of<opmath_t>(row, far);
   const opmath_t* __restrict z = terms.z;
   const opmath_t* __restrict shrunk = terms.shrunk;
   const opmath_t* __restrict left = terms.left;
@@ -173,22 +191,31 @@ void update_rows_in(const Range& range) {
   const Terms<opmath_t> terms(range);
   Tiles<opmath_t> tiles(range);
   Draws draws(range);
+  const bool is_one = range.rows.together == range.rows.numel;
   int64_t end, numel;
   for (int64_t first = range.begin; first < range.end; first = end) {
     end = range.end - first < range.rows.together ? range.end : first + range.rows.together;
+    const Row<opmath_t> whole{terms, end - first};
+    FarSums<opmath_t> far;
     for (int64_t begin = first; begin < end; begin += numel) {
       numel = draws.numel(begin, tiles.numel(begin, end));
       draws.fill_state(begin, numel);
+      // What memory is not asked for now would be waited for behind the rows. What lies behind the
+      // range is most often the next one.
+      tiles.prefetch(begin + range.rows.together, numel);
       loop(c, {}, opmath_t(range.rows.pull), tiles.params.load(begin, numel),
            tiles.grads.load(begin, numel), tiles.exp_avgs.load(begin, numel),
            tiles.exp_avg_sqs.load(begin, numel), tiles.max_exp_avg_sqs.load(begin, numel),
            terms.from(begin - first), numel);
       tiles.store_rest(begin, numel, draws.state);
+      if (is_one) far.add(whole, begin + numel - first);
     }
     const bool converts = tiles.params.converts();
     opmath_t* const params = converts ? terms.params : tiles.params.load(first, 0);
     for (int64_t row = first; row < end; row += range.rows.numel) {
-      prox_of_row(c, terms.from(row - first), range.rows.numel, params + (row - first));
+      const Row<opmath_t> of{terms.from(row - first), range.rows.numel};
+      if (!is_one) far.total = of.add_up(AtInfinity<opmath_t>{});
+      prox_of_row(c, of, far.total, params + (row - first));
     }
     if (!converts) continue;
     for (int64_t begin = first; begin < end; begin += numel) {

@@ -116,7 +116,7 @@ __device__ __forceinline__ void update_row(const Team& team,
   team.sync();
   if (c.update == Update::kFrozen) return;
   const SharedRow<opmath_t, Math> shared(terms, row.numel, team);
-  const Root<opmath_t> root = root_of<opmath_t>(shared);
+  const Root<opmath_t> root = root_of<opmath_t>(shared, shared.add_up(AtInfinity<opmath_t>{}));
   for_each_vector<kWidth, Math>(team, row.numel, by_vectors, [&](auto width, auto math, int i) {
     return finish_elements<decltype(width)::value, decltype(math)>(c.values, row, terms,
                                                                    shared.last(), root, i);

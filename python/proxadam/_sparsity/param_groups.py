@@ -29,6 +29,7 @@ def param_groups(
     *,
     l1: float | Tensor,
     l2: float | Tensor | None = None,
+    l21: float | Tensor | None = None,
     weight_decay: float | None = None,
     exclude: Rule | Iterable[Rule] = (),
     include: Rule | Iterable[Rule] = (),
@@ -36,7 +37,7 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group a model's parameters, so that biases, norms and embeddings are not penalised.
 
-    Left alone, with l1 = l2 = weight_decay = 0, are: parameters with fewer than two dimensions
+    Left alone, with l1 = l2 = l21 = weight_decay = 0, are: parameters with fewer than two dimensions
     (biases, and the scales of norms of any type); parameters with "bias" in the last part of their
     name; everything inside a norm or an embedding of torch.nn. All others are penalised, in modules
     of any type, and as bare ``nn.Parameter`` too: name a bare positional embedding in ``exclude``.
@@ -51,6 +52,8 @@ def param_groups(
         model: its parameters, on any device.
         l1: of the penalised group; a float or a one-element tensor.
         l2: of the penalised group; None leaves it to the optimizer. (default: None)
+        l21: of the penalised group; None leaves it to the optimizer. The rows of a model's last
+            layer are its outputs: name that in ``exclude``. (default: None)
         weight_decay: of the penalised group; None leaves it to the optimizer. (default: None)
         exclude: one or several rules: what else to leave alone; it wins. (default: none)
         include: likewise, what to penalise all the same, such as ``nn.Embedding``. (default: none)
@@ -90,12 +93,13 @@ def param_groups(
             f"expected a parameter to penalise, got {len(unpenalised)} trainable ones that are all"
             " biases, norms, embeddings, flat or excluded; name some in include."
         )
-    options = {"l1": l1, "l2": l2, "weight_decay": weight_decay}
+    options = {"l1": l1, "l2": l2, "l21": l21, "weight_decay": weight_decay}
     groups: list[dict[str, Any]] = [
         {"params": penalised} | {k: v for k, v in options.items() if v is not None}
     ]
     if unpenalised:
-        groups.append({"params": unpenalised, "l1": 0.0, "l2": 0.0, "weight_decay": 0.0})
+        none = dict.fromkeys(("l1", "l2", "l21", "weight_decay"), 0.0)
+        groups.append({"params": unpenalised, **none})
     return groups
 
 
