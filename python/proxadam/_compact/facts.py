@@ -12,7 +12,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .layers import has_borders, layers_of, why_not, width, zero_columns, zero_rows
 from .library import Group, Member
-from .probes import UnknownChoice, constants
+from .probes import constants
+from .unknowns import UnknownChoice
 
 _NO_CONSTANT = "is no constant"
 _BY_CHANNEL = (_BatchNorm, _InstanceNorm, nn.PReLU)

@@ -14,8 +14,9 @@ from .facts import Facts
 from .heads import head_width, whole_heads
 from .layers import width
 from .library import Graph, Group, Ungroupable
-from .probes import Leak, UnknownChoice, leak
+from .probes import Leak, leak
 from .report import Kept
+from .unknowns import UnknownChoice
 
 _NOT_REACHED = "torch-pruning's graph does not reach it: it is not called as a module, or not used"
 _HALF_A_HEAD = "it belongs to an attention head of which other rows are needed"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .calls import call, map_tensors, module_by_module, output_tensors
 from .layers import Layer, channel_dim
-from .unknowns import UnknownChoice, Unknowns
+from .unknowns import Unknowns
 
 # What a column of a layer receives: a constant, or NaN where it is none.
 Arrivals = dict[str, Tensor]
@@ -95,14 +95,7 @@ def leak(
     def look(name: str, layer: Layer, x: Tensor) -> Tensor | None:
         arrived.append((name, _by_channel(layer, x).amax(1)))
         known = {i: c for i, c in columns.get(name, {}).items() if not math.isnan(c)}
-        if not known:
-            return None
-        dim = channel_dim(layer)
-        values = torch.tensor(list(known.values()), device=x.device).to(x.dtype)
-        shape = [len(known) if i == x.ndim + dim else 1 for i in range(x.ndim)]
-        at = torch.tensor(list(known), device=x.device)
-        to = [len(known) if i == x.ndim + dim else n for i, n in enumerate(x.shape)]
-        return x.index_copy(dim, at, values.view(shape).expand(to))
+        return _filled(x, channel_dim(layer), known) if known else None
 
     with ExitStack() as hooks:
         for name, own in rows.items():
@@ -116,6 +109,15 @@ def leak(
         if set(reached) != columns.get(name, {}).keys():
             return Leak(name, tuple(reached))
     return Leak(None) if any(map(mode.is_unknown, output_tensors(output))) else None
+
+
+def _filled(x: Tensor, dim: int, known: Mapping[int, float]) -> Tensor:
+    """The tensor with these numbers at these places of a dimension."""
+    values = torch.tensor(list(known.values()), device=x.device).to(x.dtype)
+    at = torch.tensor(list(known), device=x.device)
+    sizes = list(x.shape)
+    sizes[dim] = len(known)
+    return x.index_copy(dim, at, values.view(-1, *[1] * (-dim - 1)).expand(sizes))
 
 
 def _by_channel(layer: Layer, x: Tensor) -> Tensor:
@@ -160,6 +162,3 @@ def _unknown_rows(layer: Layer, rows: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-__all__ = ["Arrivals", "Leak", "UnknownChoice", "constants", "leak"]
