@@ -184,7 +184,7 @@ class Plan:
         try:
             found = self._probe(cut)
         except UnknownChoice:
-            return "the model's Python code reads values that depend on it"
+            return _READ
         if found is None:
             return None
         if found.layer is None:
