@@ -45,7 +45,7 @@ template <typename scalar_t>
 constexpr ScalarType kScalarType = ScalarType::kFloat32;
 #define PROXADAM_SCALAR_TYPE(name, scalar_t) \
   template <>                                \
-  constexpr ScalarType kScalarType<scalar_t> = ScalarType::k##name;
+  inline constexpr ScalarType kScalarType<scalar_t> = ScalarType::k##name;
 PROXADAM_SCALAR_TYPES(PROXADAM_SCALAR_TYPE)
 #undef PROXADAM_SCALAR_TYPE
 
