@@ -11,7 +11,7 @@ import torch
 from torch.nn import Parameter
 
 import proxadam
-from proxadam import ProxAdam, __main__, available_backends, backends, is_built
+from proxadam import ProxAdam, __main__, _self_test, available_backends, backends, is_built
 
 WITHOUT_KERNEL = "import sys; sys.modules['proxadam._cpu'] = sys.modules['proxadam._cuda'] = None\n"
 
@@ -60,6 +60,54 @@ def test_report(capsys):
     assert (f"{torch.get_num_threads()} threads" if reason is None else reason) in report
 
 
+def test_the_self_test_passes_on_every_backend(capsys):
+    assert __main__.main(["--self-test"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "self-test" in line]
+    assert all(line.endswith(": passed, the zeros are exact") for line in lines)
+    kernel = backends.kernel("cpu")
+    sets = kernel.capabilities() if kernel else []
+    for way in ["torch ops", *(f"cpu kernel, {name}" for name in sets)]:
+        for dtype in ("float32", "bfloat16"):
+            assert sum(line.startswith(f"self-test {way}, {dtype}: ") for line in lines) == 1
+    if kernel:
+        assert kernel.capability() == sets[-1] or "PROXADAM_CPU_CAPABILITY" in os.environ
+
+
+def _halve(param):
+    param.mul_(0.5)
+
+
+def _leave_a_trace_in_zeros(param):
+    param.add_(1e-30)
+
+
+def _refuse(_):
+    raise RuntimeError("no step today")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_halve, "from the solution, expected < 0.01"),
+        (_leave_a_trace_in_zeros, "0 of 40009 weights are zero, expected 17147"),
+        (_refuse, "FAILED, RuntimeError: no step today"),
+    ],
+)
+def test_the_self_test_tells_a_wrong_step(monkeypatch, capsys, spoil, said):
+    step = ProxAdam.step
+
+    def spoilt(self):
+        step(self)
+        spoil(self.param_groups[0]["params"][0].data)
+
+    monkeypatch.setattr(ProxAdam, "step", spoilt)
+    monkeypatch.setattr(_self_test, "_ways", lambda: [("torch ops", "cpu", False)])
+    assert __main__.main(["--self-test"]) == 1
+    report = capsys.readouterr().out
+    assert said in report
+    assert "passed" not in report
+
+
 def test_without_the_kernel_torch_ops_take_the_step():
     done = _python(
         WITHOUT_KERNEL + "import torch, proxadam\n"
@@ -87,6 +135,16 @@ def test_report_without_the_kernel_says_why():
         WITHOUT_KERNEL + "import runpy; runpy.run_module('proxadam', run_name='__main__')"
     )
     assert "torch ops, because the cpu kernel is not built here" in done.stdout, done.stderr
+
+
+def test_self_test_without_the_kernel():
+    done = _python(
+        WITHOUT_KERNEL + "import runpy; sys.argv[1:] = ['--self-test']\n"
+        "runpy.run_module('proxadam', run_name='__main__')"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "self-test torch ops, float32: passed" in done.stdout
+    assert "kernel, " not in done.stdout
 
 
 AGAIN = """
