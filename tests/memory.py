@@ -30,6 +30,7 @@ def is_plain(tensor: Any) -> bool:
     """Whether it is a dense tensor of the host, with memory of its own to look at."""
     return (
         isinstance(tensor, Tensor)
+        and _answers(tensor)
         and not tensor.is_nested
         and tensor.layout is torch.strided
         and tensor.is_cpu
@@ -38,6 +39,13 @@ def is_plain(tensor: Any) -> bool:
         and not hasattr(tensor, "get_mask")
         and _has_address(tensor.untyped_storage())
     )
+
+
+def _answers(tensor: Tensor) -> bool:
+    try:
+        return tensor.ndim >= 0
+    except RuntimeError:  # of a subclass that forbids everything
+        return False
 
 
 def _has_address(storage: torch.UntypedStorage) -> bool:
@@ -72,6 +80,8 @@ def inner(tensor: Tensor) -> list[Tensor]:
     """The plain tensors that hold what a tensor says."""
     if is_plain(tensor):
         return [tensor]
+    if not _answers(tensor):
+        return []
     if tensor.layout is torch.sparse_coo:
         return [tensor._indices(), tensor._values()]
     if hasattr(tensor, "get_mask"):

@@ -557,3 +557,17 @@ def test_state_that_does_not_fit_is_refused_and_nothing_written(any_backend, spo
     assert kind in (RuntimeError, ValueError)
     assert "\n" not in text
     assert_same_bits(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize("number", [torch.ones(70, 61), 0.5, -1, 2**31, 10**400, True, None, "3"])
+@pytest.mark.parametrize("kept", [torch.bfloat16, "8bit"], ids=str)
+def test_a_number_that_is_no_place_is_refused_and_nothing_written(any_backend, kept, number):
+    """It stopped torch ops in the middle of a step."""
+    optimizer = optimizer_over([(70, 61), (7,)], torch.float32, any_backend, state_dtype=kept)
+    step(optimizer, 2)
+    optimizer.state[params_of(optimizer)[1]]["number"] = number
+    before = snapshot(optimizer)
+    kind, text = error_of(step, optimizer)
+    assert kind is ValueError
+    assert text.startswith("the number in a parameter's state is ")
+    assert_same_bits(snapshot(optimizer), before)

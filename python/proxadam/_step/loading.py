@@ -32,6 +32,7 @@ from .state import (
     NUMBER,
     Format,
     as_step,
+    check_number,
     encoded,
     max_exp_avg_sq,
     moment,
@@ -73,14 +74,19 @@ def prepared(
                 if given.get(index, {}) != {}
             }
             _check_steps(group, {index: (params[index], state) for index, state in made.items()})
+            # Torch is not shown what it would cast to the parameter's dtype, a copy of it all.
+            others = {
+                index: {k: v for k, v in given[index].items() if k not in (*state, *FORMATS)}
+                for index, state in made.items()
+            }
+            for index, unknown in others.items():
+                _try_cast(params[index], unknown)
         except Exception as error:  # whatever a step would raise
             raise ValueError(f"nothing was loaded, because of group {i}: {error}") from error
         groups.append(group)
         for index, state in made.items():
             states[params[index]] = state
-            # Torch is not shown what it would cast to the parameter's dtype, a copy of it all.
-            others = {k: v for k, v in given[index].items() if k not in (*state, *FORMATS)}
-            entries[index] = {"step": state["step"], **others}
+            entries[index] = {"step": state["step"], **others[index]}
     rest = saved_groups[len(pairs) :]
     return {**loaded, "state": entries, "param_groups": groups + rest}, states
 
@@ -125,7 +131,9 @@ def _state_of(
     kept = Format.of(param, group["state_dtype"])
     state: dict[str, Any] = {"step": _step_of(param, group, loaded["step"], index)}
     if NUMBER in loaded:
-        state[NUMBER] = _number_of(loaded[NUMBER], index)
+        number = loaded[NUMBER]
+        number = number.item() if isinstance(number, Tensor) and number.numel() == 1 else number
+        state[NUMBER] = check_number(number, f"the loaded {NUMBER} of parameter {index}")
     if coded and kept.coded:
         return state | _codes_of(param, loaded, index)
     moments = {**loaded, **_decoded(param, loaded, index)} if coded else loaded
@@ -183,14 +191,15 @@ def _encoded(param: Tensor, values: Tensor, name: str, what: str) -> dict[str, T
     return dict(zip((CODES[place], EXPONENTS[place]), found, strict=True))
 
 
-def _number_of(number: Any, index: object) -> int:
-    number = number.item() if isinstance(number, Tensor) and number.numel() == 1 else number
-    if type(number) is not int or not 0 <= number < 1 << 31:
-        raise ValueError(
-            f"the loaded {NUMBER} of parameter {index} is {number!r}, expected a place among the"
-            " parameters"
-        )
-    return number
+def _try_cast(param: Tensor, value: Any) -> Any:
+    """What torch makes of state that is not ours; behind this it does so half-way through."""
+    if isinstance(value, Tensor):
+        return value.to(param.device, param.dtype if param.is_floating_point() else None)
+    if isinstance(value, dict):
+        return {name: _try_cast(param, each) for name, each in value.items()}
+    if isinstance(value, Iterable):
+        return type(value)(_try_cast(param, each) for each in value)  # type: ignore[call-arg]
+    return value
 
 
 def _step_of(param: Tensor, group: Mapping[str, Any], step: Any, index: object) -> Tensor:

@@ -228,7 +228,14 @@ class Numbers:
         """A parameter's number, which from now on is in its state."""
         if NUMBER not in state:
             put(state, NUMBER, self._places[param], made)
-        return state[NUMBER]  # type: ignore[no-any-return]
+        return check_number(state[NUMBER], f"the {NUMBER} in a parameter's state")
+
+
+def check_number(number: Any, what: str) -> int:
+    """The same number, or ValueError where nothing can be drawn with it."""
+    if type(number) is not int or not 0 <= number < 1 << 31:
+        raise ValueError(f"{what} is {number!r}, expected a place among the parameters")
+    return number
 
 
 class Made(list[tuple[Any, Any]]):
