@@ -39,7 +39,7 @@ class Pretends:
     """No tensor, with what a careless reader asks tensors for."""
 
     def __init__(self, like):
-        self.dtype, self.shape, self.device = like.dtype, like.shape, like.device
+        self.dtype, self.device, self.shape = like.dtype, like.device, (70, 61)
 
     def numel(self):
         return 1 << 40

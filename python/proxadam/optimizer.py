@@ -302,16 +302,16 @@ class ProxAdam(Optimizer):
             params_with_grad.append(param)
             grads.append(grad)
             try:
-                exp_avgs.append(own["exp_avg"])
-                exp_avg_sqs.append(own["exp_avg_sq"])
+                exp_avg, exp_avg_sq = own["exp_avg"], own["exp_avg_sq"]
             except KeyError:
                 if "exp_avg_code" not in own:
                     raise
-                exp_avgs.append(own["exp_avg_code"])
-                exp_avg_sqs.append(own["exp_avg_sq_code"])
+                exp_avg, exp_avg_sq = own["exp_avg_code"], own["exp_avg_sq_code"]
                 if exp_avg_exponents is not None and exp_avg_sq_exponents is not None:
                     exp_avg_exponents.append(own["exp_avg_exponent"])
                     exp_avg_sq_exponents.append(own["exp_avg_sq_exponent"])
+            exp_avgs.append(exp_avg)
+            exp_avg_sqs.append(exp_avg_sq)
             if amsgrad:
                 max_exp_avg_sqs.append(state.max_exp_avg_sq(own, made))
             state_steps.append(own["step"])

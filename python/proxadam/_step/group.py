@@ -91,8 +91,9 @@ class Group:
         """
         if not self.exp_avg_exponents:
             return [self]
-        coded = [i for i, codes in enumerate(self.exp_avgs) if codes.dtype == torch.uint8]
-        others = [i for i, codes in enumerate(self.exp_avgs) if codes.dtype != torch.uint8]
+        dtypes = [m.dtype if isinstance(m, Tensor) else None for m in self.exp_avgs]
+        coded = [i for i, dtype in enumerate(dtypes) if dtype == torch.uint8]
+        others = [i for i, dtype in enumerate(dtypes) if dtype != torch.uint8]
         exponents = self.exp_avg_exponents, self.exp_avg_sq_exponents
         self.exp_avg_exponents, self.exp_avg_sq_exponents = [], []
         found = self.take(coded) if others else self
