@@ -196,6 +196,7 @@ MISFITS = {
             "expanded": torch.zeros(1).expand(SHAPE),
             "on another device": torch.zeros(SHAPE, device="meta"),
             "a lazy zero": torch._efficientzerotensor(SHAPE),
+            "of another layout": torch.zeros(SHAPE).to_mkldnn(),  # which torch's Adam stops at
             "no tensor": 3.0,
             "nothing": None,
         }.items()
@@ -211,6 +212,7 @@ MISFITS = {
             "negative": torch.tensor(-1.0),
             "nan": torch.tensor(float("nan")),
             "a lazy zero": torch._efficientzerotensor(()),
+            "of another layout": torch.ones(1).to_mkldnn(),
         }.items()
     },
 }  # fmt: skip

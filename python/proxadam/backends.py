@@ -47,7 +47,13 @@ _ADVICE = "`pip install --no-deps --no-cache-dir --force-reinstall` with"
 
 
 def is_built(device_type: str) -> bool:
-    """Whether the native kernel for ``device_type``, "cpu" or "cuda", was built and imports.
+    """Whether the native kernel was built and imports; see also :func:`available_backends`.
+
+    Args:
+        device_type: "cpu" or "cuda", whose kernel is asked for.
+
+    Returns:
+        True or False. A kernel that is built may still lack a GPU to run on.
 
     Raises:
         ValueError: any other ``device_type``.
@@ -56,7 +62,16 @@ def is_built(device_type: str) -> bool:
 
 
 def available_backends() -> list[str]:
-    """The kernels that can run here, fastest first, and "torch", which always can."""
+    """Tell what can take the step here.
+
+    Returns:
+        The names of the kernels that can run, fastest first: "cpu", "cuda"; and "torch", for
+        torch ops, which always can.
+
+    Example:
+        >>> available_backends()[-1]
+        'torch'
+    """
     return [device_type for device_type in _KERNELS if kernel(device_type)] + ["torch"]
 
 

@@ -335,6 +335,15 @@ class ProxAdamW(ProxAdam):
     The weights are multiplied by 1 − lr · weight_decay before the Adam step, and the gradient is
     left alone. Arguments and errors are those of :class:`ProxAdam`, with ``weight_decay`` 1e-2
     by default and ``decoupled_weight_decay`` always on.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        >>> optimizer = ProxAdamW([weight], lr=0.1, l1=0.5, weight_decay=0)
+        >>> for _ in range(200):  # of ½ Σ (w − target)²
+        ...     weight.grad = weight.detach() - torch.tensor([0.4, 2.0])
+        ...     optimizer.step()
+        >>> weight.detach().round(decimals=2)
+        tensor([0.0000, 1.5000])
     """
 
     def __init__(

@@ -29,6 +29,10 @@ def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
 
     Returns:
         A new tensor of the shape and dtype of ``x``.
+
+    Example:
+        >>> soft_threshold(torch.tensor([-2.0, -0.5, 0.25, 2.0]), 0.5)
+        tensor([-1.5000,  0.0000,  0.0000,  1.5000])
     """
     if x.is_complex():
         modulus = x.abs()
@@ -55,6 +59,10 @@ def prox_elastic_net(
 
     Returns:
         A new tensor of the shape and dtype of ``x``.
+
+    Example:
+        >>> prox_elastic_net(torch.tensor([-0.25, 3.0]), l1=0.5, l2=0.25)
+        tensor([0., 2.])
     """
     return soft_threshold(x, step_size * l1) / (1 + step_size * l2)
 
@@ -84,6 +92,11 @@ def prox_log_elastic_net(
 
     Returns:
         A new tensor of the shape and dtype of ``x``.
+
+    Example:
+        >>> weight = torch.tensor([0.0, 1.0])
+        >>> prox_log_elastic_net(torch.ones(2), weight, l1=0.5, l1_knee=1.0, l2=0.0)
+        tensor([0.5000, 0.7500])
     """
     return prox_elastic_net(x, l1 * log_slope(weight, l1_knee), l2, step_size)
 
@@ -128,6 +141,11 @@ def prox_group(
 
     Raises:
         ValueError: ``x`` has fewer than two dimensions, or is complex.
+
+    Example:
+        >>> prox_group(torch.tensor([[0.5, 0.5], [6.0, 8.0]]), l21=1.0, step_size=5 / 2**0.5)
+        tensor([[0., 0.],
+                [3., 4.]])
     """
     if x.ndim < 2 or x.is_complex():
         raise ValueError(

@@ -68,6 +68,13 @@ def param_groups(
         ValueError: a rule that fits no parameter; nothing to penalise; a lazy module that has not
             seen its first batch.
         TypeError: a rule that is neither a string nor a type of module.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+        >>> penalised, others = param_groups(model, l1=1e-5)
+        >>> [tuple(p.shape) for p in penalised["params"]], penalised["l1"], others["l1"]
+        ([(4, 4)], 1e-05, 0.0)
+        >>> optimizer = ProxAdamW([penalised, others], lr=1e-3)
     """
     names: dict[nn.Parameter, list[str]] = {}
     for name, param in model.named_parameters(remove_duplicate=False):

@@ -79,6 +79,17 @@ class SparsityRamp:
     stepped is left out, and so is one without elements. A captured CUDA graph has the
     ``keep_zeros`` of its capture: let ``begin`` be 0, or capture again. Source of the curve: Zhu
     and Gupta, *To prune, or not to prune* (2017), formula (1).
+
+    Example:
+        >>> model = torch.nn.Linear(10, 10)
+        >>> optimizer = ProxAdamW(param_groups(model, l1=0))
+        >>> ramp = SparsityRamp(optimizer, 0.9, begin=2, end=10)
+        >>> for _ in range(10):
+        ...     _ = model(torch.randn(4, 10)).square().sum().backward()
+        ...     optimizer.step()
+        ...     ramp.step()
+        >>> int((model.weight == 0).sum())
+        90
     """
 
     def __init__(

@@ -122,6 +122,17 @@ class RampL1(L1Scheduler):
         end_factor: multiple of the base l1 at its end, finite and ≥ 0. (default: 1)
         delay: how many steps to stay at the start, ≥ 0. (default: 0)
         power: finite and above 0. (default: 1, a straight line)
+
+    Raises:
+        ValueError: an argument out of range, named with its value.
+
+    Example:
+        >>> param = torch.nn.Parameter(torch.ones(3))
+        >>> ramp = RampL1(ProxAdamW([param], l1=0.5), total_iters=4, delay=1)
+        >>> for _ in range(3):
+        ...     ramp.step()
+        >>> ramp.get_last_l1()
+        [0.25]
     """
 
     def __init__(
@@ -158,7 +169,18 @@ LinearL1 = RampL1
 
 
 class WarmupL1(RampL1):
-    """:class:`RampL1` from 0 to the base l1 in a straight line, with ``delay`` in third place."""
+    """:class:`RampL1` from 0 to the base l1 in a straight line, with ``delay`` in third place.
+
+    Example:
+        >>> param = torch.nn.Parameter(torch.ones(3))
+        >>> warmup = WarmupL1(ProxAdamW([param], l1=0.5), total_iters=100)
+        >>> warmup.get_last_l1()
+        [0.0]
+        >>> for _ in range(50):
+        ...     warmup.step()
+        >>> warmup.get_last_l1()
+        [0.25]
+    """
 
     def __init__(self, optimizer: Optimizer, total_iters: int, delay: int = 0) -> None:
         super().__init__(optimizer, total_iters, delay=delay)
@@ -169,6 +191,13 @@ class CubicL1(RampL1):
 
     It is the curve along which Zhu and Gupta, *To prune, or not to prune* (2017), raise the
     sparsity.
+
+    Example:
+        >>> param = torch.nn.Parameter(torch.ones(3))
+        >>> cubic = CubicL1(ProxAdamW([param], l1=1.0), total_iters=2)
+        >>> cubic.step()
+        >>> cubic.get_last_l1()
+        [0.875]
     """
 
     def __init__(self, *args: Any, power: float = 3.0, **kwargs: Any) -> None:

@@ -49,6 +49,13 @@ def sparsity(source: Optimizer | nn.Module) -> Zeros:
 
     Raises:
         TypeError: ``source`` is neither.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> model.weight.data = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 3.0]])
+        >>> report = sparsity(model)
+        >>> report.params["weight"]
+        0.5
     """
     if isinstance(source, Optimizer):
         return Zeros(named_params(source), len(source.param_groups))

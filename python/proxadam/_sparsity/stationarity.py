@@ -109,6 +109,14 @@ def stationarity(optimizer: Optimizer, *, gradient: str = "exp_avg") -> Residual
 
     Source: the composite gradient mapping of Nesterov, *Gradient methods for minimizing composite
     functions* (2013), in a diagonal metric.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(3))
+        >>> optimizer = ProxAdamW([weight], lr=0.0, l1=1.0, weight_decay=0)
+        >>> weight.grad = torch.tensor([0.5, -0.9, 3.0])  # 0 is optimal where |gradient| ≤ l1
+        >>> optimizer.step()
+        >>> round(stationarity(optimizer).max, 3)
+        2.0
     """
     if gradient not in ("exp_avg", "grad"):
         raise ValueError(f"Invalid gradient: {gradient!r}, expected 'exp_avg' or 'grad'")

@@ -64,6 +64,14 @@ def suggest_l1(
         ValueError: ``sparsity`` out of range; no group with moments, or groups of different
             metrics; gradients that are not finite where the guess would lie.
         IndexError: no such group.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(4))
+        >>> optimizer = ProxAdamW([weight])
+        >>> weight.grad = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> optimizer.step()
+        >>> round(suggest_l1(optimizer, 0.5), 3)
+        2.0
     """
     check_share("sparsity", sparsity)
     stepped = with_moments(optimizer, groups, "l1")

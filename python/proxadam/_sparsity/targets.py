@@ -191,6 +191,17 @@ class TargetSparsityL1(_Target, L1Scheduler):
 
     DTensors are counted as by :func:`proxadam.sparsity`: all processes take the same steps, and
     must call :meth:`step` together. Resumed from its ``state_dict``, it goes on to the same bits.
+
+    Example:
+        >>> model = torch.nn.Linear(8, 8)
+        >>> optimizer = ProxAdamW(param_groups(model, l1=1e-3))
+        >>> scheduler = TargetSparsityL1(optimizer, 0.9, every=10)
+        >>> for _ in range(20):
+        ...     _ = model(torch.randn(4, 8)).square().sum().backward()
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> 1e-4 < scheduler.get_last_l1()[0] < 1e-3
+        True
     """
 
     _counted = "zeros"

@@ -50,6 +50,14 @@ def state_bytes(optimizer: Optimizer) -> StateBytes:
 
     Returns:
         ``groups``, ``total``, ``of_fp32_adam`` and ``ratio``.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(64, 64))
+        >>> optimizer = ProxAdamW([weight], state_dtype=torch.bfloat16)
+        >>> weight.grad = torch.ones(64, 64)
+        >>> optimizer.step()
+        >>> float(state_bytes(optimizer).ratio)  # of what float32 takes
+        0.5...
     """
     groups = [0] * len(optimizer.param_groups)
     of_fp32_adam = 0

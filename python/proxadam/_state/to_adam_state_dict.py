@@ -27,6 +27,16 @@ def to_adam_state_dict(optimizer: Optimizer) -> dict[str, Any]:
     Returns:
         A state dict, whose tensors may be the optimizer's: save it, or load it, before the next
         step.
+
+    Example:
+        >>> model = torch.nn.Linear(64, 64)
+        >>> optimizer = ProxAdamW(model.parameters(), state_dtype="8bit")
+        >>> model(torch.ones(64)).sum().backward()
+        >>> optimizer.step()
+        >>> adamw = torch.optim.AdamW(model.parameters())
+        >>> adamw.load_state_dict(to_adam_state_dict(optimizer))
+        >>> adamw.state[model.weight]["exp_avg"].dtype
+        torch.float32
     """
     saved = optimizer.state_dict()
     state = {key: _of_adam(own) for key, own in saved["state"].items()}

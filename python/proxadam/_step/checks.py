@@ -295,6 +295,8 @@ def check_step(group: Group, param: Tensor, step_t: Tensor, what: str) -> None:
             f" {what} is a {type(step_t).__name__}."
         )
     check_dense(step_t, what)
+    if step_t.layout is not torch.strided:
+        raise RuntimeError(f"{what} is of layout {step_t.layout}, expected {torch.strided}.")
     if step_t.numel() != 1 or not step_t.is_floating_point():
         raise RuntimeError(
             f"{what} must be a floating point tensor of one element, got {step_t.dtype} of shape"
@@ -319,6 +321,10 @@ def _check_like(param: Tensor, tensor: Tensor, what: str) -> None:
         raise RuntimeError(
             f"{what} has shape {tuple(tensor.shape)}, expected {tuple(param.shape)}; the"
             " parameter and its state must keep the shape they had when the state was made."
+        )
+    if tensor.layout is not param.layout:
+        raise RuntimeError(
+            f"{what} is of layout {tensor.layout}, expected {param.layout}, as its parameter."
         )
     if tensor.device != param.device:
         raise RuntimeError(
