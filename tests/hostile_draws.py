@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from memory import is_plain, is_whole
 from stateful_draws import SPOILS, Sub, cut, free
 from tools import quantised
 
@@ -192,16 +193,16 @@ def spoil(own, random, others):
     """Change one entry of a parameter's state; ``others`` are tensors that it may be made to be."""
     name = random.choice([*own, *own, *NAMES, *STRANGE_NAMES])
     was = own.get(name)
-    like = was if isinstance(was, Tensor) else torch.ones(70, 61)
+    like = was if is_plain(was) and is_whole(was) else torch.ones(70, 61)
     change = random.random()
     if change < 0.08:
         own.pop(name, None)
     elif change < 0.2:
-        made = random.choice(others)
-        own[name] = made if random.random() < 0.7 else made.detach()
-    elif change < 0.3 and isinstance(was, Tensor):  # of its own memory, or of another's
-        other = random.choice([t for t in own.values() if isinstance(t, Tensor)])
-        own[name] = other if random.random() < 0.5 else other.detach().view(-1)[: was.numel()]
+        own[name] = random.choice(others)
+    elif change < 0.3:  # of the memory of another tensor of the parameter
+        plain = [t for t in own.values() if is_plain(t) and is_whole(t)]
+        other = random.choice(plain) if plain else like
+        own[name] = other if random.random() < 0.5 else other.detach().reshape(-1)[: like.numel()]
     else:
         kind = random.choice(sorted(MADE))
         try:
