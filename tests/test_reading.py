@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -127,3 +129,46 @@ def test_a_format_reads_as_float32_within_its_error(kept, metric):
     assert small != wide
     assert small[of_all] == pytest.approx(wide[of_all], rel=unit / 4)
     assert small[-3:] == pytest.approx(wide[-3:], rel=2 * unit)
+
+
+FREED = """
+import torch
+from proxadam import *
+
+NUMEL = 1 << 22  # so many that what is behind the storage is no memory
+READERS = {
+    "sparsity": lambda optimizer: float(sparsity(optimizer)),
+    "stationarity": lambda optimizer: float(stationarity(optimizer)),
+    "suggest_l1": lambda optimizer: suggest_l1(optimizer, 0.5),
+    "to_adam_state_dict": to_adam_state_dict,
+    "SparsityRamp": lambda optimizer: SparsityRamp(optimizer, 0.5, begin=0, end=1).step(),
+}
+MOMENTS = {None: ("exp_avg", "exp_avg_sq"), "8bit": ("exp_avg_sq_code", "exp_avg_sq_exponent")}
+refused = 0
+for state_dtype, names in MOMENTS.items():
+    for name in ("param", *names):
+        for kept in (0, 64):
+            param = torch.nn.Parameter(torch.ones(NUMEL // 64, 64))
+            param.grad = torch.ones_like(param)
+            optimizer = ProxAdamW([param], l1=1e-3, state_dtype=state_dtype)
+            optimizer.step()
+            tensor = param.data if name == "param" else optimizer.state[param][name]
+            tensor.untyped_storage().resize_(kept)
+            for reader, read in READERS.items():
+                try:
+                    read(optimizer)
+                except RuntimeError as error:
+                    assert "not allocated" in str(error), error
+                    refused += 1
+print(refused)
+"""
+
+
+def test_tools_do_not_read_what_is_freed_or_cut():
+    """A ramp wrote zeros beyond a parameter, as FSDP1 leaves them between its steps."""
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:] or done.returncode
+    of_parameters = 4 * 4  # those that read them, in two formats, freed and cut
+    of_moments = 2 * (2 + 3)  # exp_avg is read by two of them, exp_avg_sq by three
+    of_codes = 2 * 2 * 4
+    assert int(done.stdout) == of_parameters + of_moments + of_codes

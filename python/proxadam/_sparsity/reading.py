@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from .._step.allocated import check_allocated
 from .._step.state import moment
 
 # Elements looked at together. On the CPU they stay in the cache; on a device launches cost more.
@@ -117,9 +118,10 @@ def shard_index(sharding: Sharding) -> int:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is in this process, detached."""
+    """The part of a tensor that is in this process, detached; RuntimeError where it is freed."""
     if sharding_of(tensor) is not None:
         tensor = tensor.to_local()  # type: ignore[attr-defined]
+    check_allocated(tensor, "a parameter or a moment that is to be read")
     return tensor.detach()
 
 

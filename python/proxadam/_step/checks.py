@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
+from .allocated import UNALLOCATED, bounds, check_allocated, has_memory
 from .dtensor import has_even_rows, is_dtensor
 from .group import EXPONENT_LISTS, LISTS, Group
 from .options import unread
@@ -22,10 +23,6 @@ from .rounding_ops import BLOCK
 from .state import DTYPES, goes_with, takes_small_state
 
 _SPARSE = "Adam does not support sparse gradients, please consider SparseAdam instead"
-_UNALLOCATED = (
-    "The tensor has a non-zero number of elements, but its data is not allocated yet."
-    " ProxAdam found this in {what}; allocate its storage before the step."
-)
 _INFERENCE = (
     "Inplace update to inference tensor outside InferenceMode is not allowed."
     " ProxAdam found this in {what}; clone it outside InferenceMode first."
@@ -340,14 +337,8 @@ def _check_writable(tensor: Tensor, what: str) -> None:
     if tensor.numel() and any(stride == 0 for stride, _ in _walk(tensor)):
         raise RuntimeError(_OVERLAP.format(what=what))
     if tensor._is_zerotensor():
-        raise RuntimeError(_UNALLOCATED.format(what=what))
+        raise RuntimeError(UNALLOCATED.format(what=what))
     check_allocated(tensor, what)
-
-
-def check_allocated(tensor: Tensor, what: str) -> None:
-    """Raise RuntimeError where a tensor reaches beyond its storage, without reading it."""
-    if _has_memory(tensor) and tensor.untyped_storage().nbytes() < _bounds(tensor)[1]:
-        raise RuntimeError(_UNALLOCATED.format(what=what))
 
 
 def check_apart(group: Group, index: int, writes_grads: bool) -> None:
@@ -355,9 +346,9 @@ def check_apart(group: Group, index: int, writes_grads: bool) -> None:
     tensors = group.of(index)
     stretches = []
     for name, tensor in tensors.items():
-        address = tensor.untyped_storage().data_ptr() if _has_memory(tensor) else 0
+        address = tensor.untyped_storage().data_ptr() if has_memory(tensor) else 0
         if address:
-            begin, end = _bounds(tensor)
+            begin, end = bounds(tensor)
             stretches.append((address + begin, address + end, tensor.stride(), name))
     for one, other in pairwise(sorted(stretches)):
         if other[0] >= one[1]:
@@ -369,19 +360,3 @@ def check_apart(group: Group, index: int, writes_grads: bool) -> None:
             f"the {LISTS[names[0]]} and the {LISTS[names[1]]} of {group.name(index)} share memory,"
             " expected memory of its own for each; please clone() one before the step."
         )
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    """Whether the tensor has elements in a storage that can be asked for its address."""
-    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    if wraps or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return False
-    elsewhere = tensor.is_meta or tensor.layout is not torch.strided or tensor._is_zerotensor()
-    return not elsewhere and tensor.numel() > 0
-
-
-def _bounds(tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor and the one behind its last, counted from its storage's first."""
-    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    begin = tensor.storage_offset()
-    return int(begin) * tensor.itemsize, int(begin + last + 1) * tensor.itemsize

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import dtensor
+from .allocated import check_allocated
 from .checks import (
-    check_allocated,
     check_apart,
     check_betas,
     check_exponents,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import _get_scalar_dtype
 
 from . import dtensor, rounding_ops
+from .allocated import check_allocated
 from .options import EIGHT_BITS, SMALL, check_small_state
 from .rounding_ops import BLOCK
 
@@ -158,9 +159,11 @@ def decoded(codes: Tensor, exponents: Tensor, name: str) -> Tensor:
         name: the moment's, one of :data:`MOMENTS`.
     """
     moment = rounding_ops.FIRST if name == MOMENTS[0] else rounding_ops.SECOND
-    local = dtensor.shard(codes)
+    local, local_exponents = dtensor.shard(codes), dtensor.shard(exponents)
+    for tensor in (local, local_exponents):
+        check_allocated(tensor, f"the codes of an {name}")
     in_memory = rounding_ops.InMemory(local)
-    flat = rounding_ops.decode(moment, in_memory.flat(local), dtensor.shard(exponents))
+    flat = rounding_ops.decode(moment, in_memory.flat(local), local_exponents)
     return dtensor.like(in_memory.shaped(flat, local), codes)
 
 
