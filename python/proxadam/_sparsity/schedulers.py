@@ -200,5 +200,14 @@ class CubicL1(RampL1):
         [0.875]
     """
 
-    def __init__(self, *args: Any, power: float = 3.0, **kwargs: Any) -> None:
-        super().__init__(*args, power=power, **kwargs)
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_iters: int,
+        start_factor: float = 0.0,
+        end_factor: float = 1.0,
+        delay: int = 0,
+        *,
+        power: float = 3.0,
+    ) -> None:
+        super().__init__(optimizer, total_iters, start_factor, end_factor, delay, power=power)
