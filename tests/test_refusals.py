@@ -206,6 +206,7 @@ MISFITS = {
         for change, value in {
             "of two elements": torch.ones(2),
             "of integers": torch.tensor(1),
+            "in 8 bits": torch.tensor(1.0).to(torch.float8_e4m3fn),
             "sparse": torch.tensor(1.0).to_sparse(),
             "a number": 1.0,
             "on another device": torch.tensor(1.0, device="meta"),

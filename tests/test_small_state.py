@@ -582,3 +582,19 @@ def test_a_number_that_is_no_place_is_refused_and_nothing_written(any_backend, k
     assert kind is ValueError
     assert text.startswith("the number in a parameter's state is ")
     assert_same_bits(snapshot(optimizer), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_counts_in_other_dtypes_are_stepped(any_backend, dtype):
+    """Of those in 16 bits _foreach_ ops made an error, behind the step of another format."""
+    optimizer = optimizer_over(
+        [(70, 61), (7,), (5,)], torch.float32, any_backend, state_dtype="8bit"
+    )
+    step(optimizer, 2)
+    own = optimizer.state[params_of(optimizer)[1]]
+    own["step"] = own["step"].to(dtype)
+    if any_backend.is_kernel and dtype.itemsize == 2:
+        assert error_of(step, optimizer)[0] is RuntimeError
+        return
+    step(optimizer)
+    assert [float(own["step"]) for own in optimizer.state.values()] == [3, 3, 3]

@@ -294,7 +294,8 @@ def check_step(group: Group, param: Tensor, step_t: Tensor, what: str) -> None:
     check_dense(step_t, what)
     if step_t.layout is not torch.strided:
         raise RuntimeError(f"{what} is of layout {step_t.layout}, expected {torch.strided}.")
-    if step_t.numel() != 1 or not step_t.is_floating_point():
+    counts = step_t.is_floating_point() and step_t.itemsize > 1  # 8 bits cannot be added to
+    if step_t.numel() != 1 or not counts:
         raise RuntimeError(
             f"{what} must be a floating point tensor of one element, got {step_t.dtype} of shape"
             f" {tuple(step_t.shape)}."

@@ -106,6 +106,8 @@ def _uses_foreach(options: Options, entries: list[Entry], traced: bool) -> bool:
         kept = [(entry.tensors[0], *entry.tensors[2:], entry.step) for entry in entries]
         written = [id(tensor) for tensors in kept for tensor in tensors]
         foreach = foreach and len(written) == len({*written})
+    # torch lists no counts in 16 bits.
+    foreach = foreach and all(entry.step.dtype.itemsize > 2 for entry in entries)
     # torch writes no list that has a lazily negated view in it; a compiler cannot be asked.
     return foreach and (traced or not any(t.is_neg() for entry in entries for t in entry.tensors))
 
