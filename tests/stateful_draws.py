@@ -164,6 +164,7 @@ LEGAL = {
     "weight_decay": ["0.0", "0.1", "1", "np.float64(0.01)"],
     "l1": ["0.0", "0.0", "0.01", "1.0", "torch.tensor(0.125)", "torch.tensor([0.5])"],
     "l2": ["0.0", "0.0", "0.02", "1.0", "torch.tensor(0.125)"],
+    "l21": ["0.0", "0.0", "0.02", "1.0", "torch.tensor(0.125)"],
     "l1_knee": ["float('inf')", "0.25", "torch.tensor(0.125)"],
     "max_shrink": ["10.0", "1", "float('inf')"],
     "keep_zeros": ["False", "True"],
@@ -191,8 +192,8 @@ ANY_BETAS = [
     "(0.9, torch.tensor(0.99))", "(torch.tensor(0.9), 0.99)", "(1j, 0.9)", "(True, 0)",
     "(float('nan'), 0.9)", "(0.9, float('inf'))", "(torch.tensor(2.0), torch.tensor(2.0))",
 ]  # fmt: skip
-NUMBERS = ["lr", "eps", "weight_decay", "l1", "l2", "l1_knee", "max_shrink"]
-TENSORS_MAY = ("lr", "l1", "l2", "l1_knee")  # other options as tensors may be refused
+NUMBERS = ["lr", "eps", "weight_decay", "l1", "l2", "l21", "l1_knee", "max_shrink"]
+TENSORS_MAY = ("lr", "l1", "l2", "l21", "l1_knee")  # other options as tensors may be refused
 legal_options = st.one_of(
     *(st.tuples(st.just(name), st.sampled_from(values)) for name, values in LEGAL.items())
 )
@@ -236,6 +237,8 @@ def is_legal(group):
     if number(group["l1_knee"]) <= 0 or number(group["max_shrink"]) < 1:
         return False
     if 0 < number(group["eps"]) < 1e-30:
+        return False
+    if group["differentiable"] and number(group["l21"]) != 0:
         return False
     if group["metric"] not in ("adaptive", "euclidean"):
         return False

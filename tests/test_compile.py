@@ -36,6 +36,7 @@ OPTIONS = {
     "busy": (ProxAdam, {**BUSY, "maximize": True}),
     "busy W": (ProxAdamW, BUSY),
     "knee": (ProxAdamW, {**BUSY, "l1_knee": 0.1, "keep_zeros": True}),
+    "rows": (ProxAdamW, {**BUSY, "l21": 0.05}),
     "euclidean": (ProxAdamW, {**BUSY, "metric": "euclidean", "max_shrink": float("inf")}),
 }
 each_path = pytest.mark.parametrize(

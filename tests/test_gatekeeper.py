@@ -19,7 +19,8 @@ def group_of(count=1, **options):
     """What the native module reads of a group: healthy tensors, and options."""
     defaults = {
         "lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "l1": 0.1,
-        "l2": 0.0, "l1_knee": 1.0, "max_shrink": 10.0, "euclidean": False, "keep_zeros": False,
+        "l2": 0.0, "l21": 0.0, "l1_knee": 1.0, "max_shrink": 10.0, "euclidean": False,
+        "keep_zeros": False,
         "amsgrad": True, "maximize": False, "decoupled_weight_decay": False, "allows_kernel": True,
         "stochastic_state": False, "stochastic_params": False, "seed": 0,
     }  # fmt: skip

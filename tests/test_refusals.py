@@ -413,7 +413,9 @@ def test_a_number_that_float32_cannot_hold(foreach, options):
     [(10**400, ValueError), (1j, TypeError), (torch.tensor(1j), TypeError), ("1", TypeError)],
     ids=["10**400", "1j", "complex tensor", "string"],
 )
-@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay", "l1", "l2", "l1_knee", "max_shrink"])
+@pytest.mark.parametrize(
+    "name", ["lr", "eps", "weight_decay", "l1", "l2", "l21", "l1_knee", "max_shrink"]
+)
 def test_an_option_that_is_no_real_number(any_backend, name, value, kind):
     got, text = refused_unchanged(two_groups(any_backend.options, **{name: value}))
     assert got is kind

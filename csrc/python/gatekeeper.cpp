@@ -175,7 +175,6 @@ HeldGroup Gatekeeper::hold(py::handle group) const {
   }
   held.numbers = integers(group, "numbers", size(held));
   held.offsets = integers(group, "offsets", size(held));
-  if (takes_rows(held.options)) held.cut_rows = integers(group, "cut_rows", size(held));
   return held;
 }
 
@@ -238,8 +237,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       Reason reason = held.unwanted ? Reason::unwanted : check(candidate, options, entry);
       if (reason == Reason::fits) reason = check_options(options, entry, last_step);
       if (reason == Reason::fits && takes_rows(options)) {
-        const bool cut = !held.cut_rows.empty() && held.cut_rows[i];
-        reason = check_rows(candidate, cut, entry);
+        reason = check_rows(candidate, entry);
       }
       if (reason != Reason::fits) {
         look.refusals.push_back({g, i, reason, candidate.slot});
@@ -332,13 +330,13 @@ Reason Gatekeeper::check_exponents(Candidate& candidate, TensorEntry& entry) con
   return Reason::fits;
 }
 
-Reason Gatekeeper::check_rows(Candidate& candidate, bool cut, TensorEntry& entry) const {
+Reason Gatekeeper::check_rows(Candidate& candidate, TensorEntry& entry) const {
   const DLTensor& param = candidate.seen[kParams];
   candidate.slot = kParams;
   if (param.ndim < 2 || entry.numel == 0) return Reason::fits;
   const std::int64_t row = entry.numel / param.shape[0];
   const bool apart = param.shape[0] != 1 && param.strides[0] != row;
-  if (cut || apart || !takes_row_(row, entry.types)) return Reason::rows;
+  if (apart || !takes_row_(row, entry.types)) return Reason::rows;
   entry.row = row;
   return Reason::fits;
 }

@@ -59,7 +59,7 @@ constexpr const char* kSlotNames[kSlots] = {"params",
   X(shares_memory) /* that is written, with another tensor of the step */                \
   X(unwanted)      /* its options leave it to torch ops */                               \
   X(option_device) /* an option is a tensor on another device */                         \
-  X(rows)          /* l21, and rows that lie apart, are cut or are longer than it takes */
+  X(rows)          /* l21, and rows that lie apart or are longer than the kernel takes */
 
 enum class Reason : std::uint8_t {
   fits,
@@ -85,7 +85,6 @@ struct HeldGroup {
   std::array<pybind11::tuple, kSlots> tensors;  // empty ones of what the group does not have
   std::vector<std::int64_t> numbers;            // what tells tensors apart; none: nothing does
   std::vector<std::int64_t> offsets;            // of shards in their tensors; none: they are whole
-  std::vector<std::int64_t> cut_rows;           // 1 where other ranks have parts of a row; or none
   bool unwanted;  // here for the memory that it may share with other groups
 };
 
@@ -129,7 +128,7 @@ class Gatekeeper {
   Number number(pybind11::handle options, const char* name, pybind11::object& on_device) const;
   Reason check(Candidate& candidate, const Options& options, TensorEntry& entry) const;
   Reason check_exponents(Candidate& candidate, TensorEntry& entry) const;
-  Reason check_rows(Candidate& candidate, bool cut, TensorEntry& entry) const;
+  Reason check_rows(Candidate& candidate, TensorEntry& entry) const;
   Reason check_step(Candidate& candidate, TensorEntry& entry) const;
   Reason view(PyObject* tensor, bool written, DLTensor& out) const;
   bool grads_moved(const HeldStep& step, const std::vector<TensorEntry>& entries,

@@ -6,10 +6,12 @@
 
 ProxAdam and ProxAdamW take the place of torch.optim's, prox_adam is their functional twin, and
 param_groups chooses what is penalised. SparsityRamp reaches a share of zeros; RampL1, WarmupL1,
-CubicL1 and TargetSparsityL1 steer l1, which suggest_l1 guesses. sparsity, stationarity and
-state_bytes are there to be logged, and to_adam_state_dict leads back to torch. soft_threshold,
-prox_elastic_net, prox_log_elastic_net and prox_group are the operators on tensors.
-available_backends and is_built tell which kernels are here, as ``python -m proxadam`` does.
+CubicL1 and TargetSparsityL1 steer l1, which suggest_l1 guesses; TargetRowSparsity steers l21,
+which suggest_l21 guesses, as any PenaltyScheduler does an option. compact cuts dead rows out of
+a model, and compact_report says which. sparsity, stationarity and state_bytes are there to be
+logged, and to_adam_state_dict leads back to torch. soft_threshold, prox_elastic_net,
+prox_log_elastic_net and prox_group are the operators on tensors. available_backends and
+is_built tell which kernels are here, as ``python -m proxadam`` does.
 
 The step: ``optimizer`` (ProxAdam, ProxAdamW), ``functional`` (prox_adam), ``prox`` (the proximal
 operators on tensors), ``backends`` (which kernels are there) and, below them, ``_step``. The tools

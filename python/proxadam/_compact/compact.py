@@ -50,6 +50,14 @@ def compact(model: nn.Module, example_inputs: Any, *, multiple_of: int = 1) -> n
     front of zero padding; rows that are added to others that live; grouped convolutions; shared
     parameters; heads of nn.MultiheadAttention, and heads that share keys. Inputs are taken to be
     finite: a zero weight hides a NaN or an infinity, until it is cut.
+
+    Example:
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)
+        ... )
+        >>> _ = torch.nn.init.zeros_(model[0].weight[:4])
+        >>> compact(model, torch.randn(1, 8))[0]
+        Linear(in_features=8, out_features=2, bias=True)
     """
     return _compacted(model, example_inputs, multiple_of)[0]
 
@@ -70,6 +78,13 @@ def compact_report(model: nn.Module, example_inputs: Any, *, multiple_of: int = 
         ImportError: as :func:`compact` does, whose work it does on a copy.
         TypeError: likewise.
         ValueError: likewise.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 2))
+        >>> _ = torch.nn.init.zeros_(model[0].weight[:4])
+        >>> report = compact_report(model, torch.randn(1, 8))
+        >>> report.parameters
+        (68, 24)
     """
     return _compacted(model, example_inputs, multiple_of)[1]
 

@@ -37,7 +37,7 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Group a model's parameters, so that biases, norms and embeddings are not penalised.
 
-    Left alone, with l1 = l2 = l21 = weight_decay = 0, are: parameters with fewer than two dimensions
+    Left alone, with no penalty and no decay, are: parameters with fewer than two dimensions
     (biases, and the scales of norms of any type); parameters with "bias" in the last part of their
     name; everything inside a norm or an embedding of torch.nn. All others are penalised, in modules
     of any type, and as bare ``nn.Parameter`` too: name a bare positional embedding in ``exclude``.

@@ -49,6 +49,14 @@ def suggest_l21(
             groups of different metrics; a complex parameter; gradients that are not finite where
             the guess would lie.
         IndexError: no such group.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(4, 9))
+        >>> optimizer = ProxAdamW([weight])
+        >>> weight.grad = torch.tensor([1.0, 2.0, 3.0, 4.0]).unsqueeze(1).expand(4, 9).clone()
+        >>> optimizer.step()
+        >>> round(suggest_l21(optimizer, 0.5), 3)
+        2.0
     """
     check_share("row_sparsity", row_sparsity)
     found: Found = {}

@@ -222,6 +222,17 @@ class TargetRowSparsity(_Target):
 
     With ``until``, ``keep_zeros`` holds the rows that are dead, and in the others those zeros that
     l1 has made; as soon as the share of rows is reached, l21 is 0, and l1 stays as it is.
+
+    Example:
+        >>> model = torch.nn.Linear(8, 8)
+        >>> optimizer = ProxAdamW(param_groups(model, l1=0, l21=1e-3))
+        >>> scheduler = TargetRowSparsity(optimizer, 0.5, every=10)
+        >>> for _ in range(20):
+        ...     _ = model(torch.randn(4, 8)).square().sum().backward()
+        ...     optimizer.step()
+        ...     scheduler.step()
+        >>> 1e-4 < scheduler.get_last_values()[0] < 1e-3
+        True
     """
 
     option = "l21"

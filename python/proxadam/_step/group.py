@@ -62,11 +62,6 @@ class Group:
     offsets: list[int] = field(default_factory=list)
     row_cuts: list[RowCut | None] = field(default_factory=list)
 
-    @property
-    def cut_rows(self) -> list[int]:
-        """For each parameter, 1 where its rows are cut; empty where none are."""
-        return [int(cut is not None) for cut in self.row_cuts]
-
     @classmethod
     def empty(cls, options: Options) -> Group:
         """A group without parameters, for :meth:`all_lists` to be filled."""
