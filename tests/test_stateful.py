@@ -191,6 +191,8 @@ class Steps(RuleBasedStateMachine):
             o = entry.options
             if entry.param.is_complex() and o["metric"] == "adaptive" and (o["l1"] or o["l2"]):
                 return
+            if entry.param.is_complex() and o["l21"]:
+                return
         if any(group["fused"] for group in groups) and "`fused=True`" in str(error):
             return
         if captured and any(group["capturable"] for group in groups):

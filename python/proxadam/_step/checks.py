@@ -60,7 +60,7 @@ _REASONS = {
     "shares_memory": "{what} shares memory with another parameter, a gradient or a state",
     "unwanted": "{what} is left to torch ops by differentiable=True or a transform of torch.func",
     "rows": "{what} has rows that l21 cannot take there: they lie apart in memory, are cut over"
-    " processes, or are too long, with strides {strides}",
+    " processes, are too long, or part blocks of codes, with strides {strides}",
     "option_device": "{what} is on {param_device} and an option's tensor on another device",
 }
 
