@@ -46,7 +46,7 @@ class Arm:
     def __init__(
         self, model: nn.Module, recipe: Recipe, steps: int, sparsity: float, point: Point
     ) -> None:
-        self.groups = param_groups(model, recipe.weight_decay)
+        self.groups = self.grouped(model, recipe.weight_decay)
         self.weights: list[nn.Parameter] = list(self.groups[0]["params"])
         self.recipe, self.steps, self.sparsity, self.point = recipe, steps, sparsity, point
         self.done = 0
@@ -55,6 +55,10 @@ class Arm:
     @property
     def scheduled(self) -> Optimizer:  # noqa: D102
         return self.optimizer
+
+    def grouped(self, model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+        """The groups of parameters; the first one has the weights that the arm sets to zero."""
+        return param_groups(model, weight_decay)
 
     def moment(self, knob: str) -> int:
         """The step at which a knob says that something happens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,6 +17,22 @@ def make_perceptron(widths: Sequence[int]) -> nn.Sequential:
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def make_convnet(channels: Sequence[int], widths: Sequence[int]) -> nn.Sequential:
+    """Build convolutions that halve a square image, and a perceptron behind them.
+
+    They have no padding, and kernels that fit: 4 where a side is even, 3 where it is odd. The first
+    of the widths is that of the image.
+    """
+    side = math.isqrt(widths[0])
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, side, side))]
+    for inputs, outputs in pairwise((1, *channels)):
+        kernel = 3 + (side % 2 == 0)
+        layers += [nn.Conv2d(inputs, outputs, kernel, stride=2), nn.ReLU()]
+        side = (side - kernel) // 2 + 1
+    perceptron = make_perceptron((channels[-1] * side * side, *widths[1:]))
+    return nn.Sequential(*layers, nn.Flatten(), *perceptron)
 
 
 class Block(nn.Module):
@@ -52,8 +69,9 @@ class Transformer(nn.Module):
 
 
 def prunable(model: nn.Module) -> list[nn.Parameter]:
-    """Return the weights of the linear layers: no bias, no norm and no embedding."""
-    return [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    """Return the weights of linear layers and convolutions: no bias, no norm and no embedding."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return [module.weight for module in model.modules() if isinstance(module, kinds)]
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

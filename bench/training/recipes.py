@@ -40,6 +40,7 @@ class Recipe:
     sparsities: tuple[float, ...] = SPARSITIES
     tuned_at: tuple[float, ...] = SPARSITIES
     widths: tuple[int, ...] = ()  # of a perceptron, from the pixels to the classes
+    channels: tuple[int, ...] = ()  # of convolutions before it
     epochs: int = 0
     steps: int = 0  # of a transformer; a perceptron counts epochs
     context: int = 64

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .data import CHARACTERS, Images, Text, load_digits_split, load_fashion, load_text
-from .models import Transformer, make_perceptron
+from .models import Transformer, make_convnet, make_perceptron
 from .recipes import Recipe
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
@@ -52,12 +52,16 @@ class Task(ABC):
         """How well the network does on a part of the data, "validation" or "test"."""
 
     @abstractmethod
+    def accuracy(self, model: nn.Module, part: str) -> float:
+        """How much of a part the network foretells, in percent."""
+
+    @abstractmethod
     def mean_loss(self, model: nn.Module, part: str) -> float:
         """The mean loss on a part of the data."""
 
 
 class Classification(Task):
-    """A perceptron that tells images apart; its score is the accuracy in percent."""
+    """A network that tells images apart; its score is the accuracy in percent."""
 
     sign = 1
     unit = "accuracy in %"
@@ -70,6 +74,8 @@ class Classification(Task):
         return self.data.about()
 
     def make_model(self) -> nn.Module:  # noqa: D102
+        if self.recipe.channels:
+            return make_convnet(self.recipe.channels, self.recipe.widths)
         return make_perceptron(self.recipe.widths)
 
     def batches(self, seed: int) -> Iterator[Batch]:  # noqa: D102
@@ -82,8 +88,11 @@ class Classification(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
         return cross_entropy(model(batch[0]), batch[1])
 
-    @torch.no_grad()
     def score(self, model: nn.Module, part: str) -> float:  # noqa: D102
+        return self.accuracy(model, part)
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module, part: str) -> float:  # noqa: D102
         x, y = getattr(self.data, f"{part}_x"), getattr(self.data, f"{part}_y")
         return 100.0 * (model(x).argmax(1) == y).float().mean().item()
 
@@ -125,14 +134,23 @@ class Language(Task):
     def score(self, model: nn.Module, part: str) -> float:  # noqa: D102
         return self.mean_loss(model, part)
 
-    @torch.no_grad()
-    def mean_loss(self, model: nn.Module, part: str) -> float:  # noqa: D102
-        text, context = getattr(self.data, part), self.recipe.context
+    def _windows(self, part: str) -> Tensor:
+        text, recipe = getattr(self.data, part), self.recipe
+        context = recipe.context
         windows = text[: (len(text) - 1) // context * context + 1].unfold(0, context + 1, context)
-        recipe = self.recipe
-        windows = windows[
+        return windows[
             :: recipe.scored_of_train if part == "train" else recipe.scored[part == "test"]
         ]
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module, part: str) -> float:  # noqa: D102
+        windows = self._windows(part)
+        right = [(model(w[:, :-1]).argmax(-1) == w[:, 1:]).sum().item() for w in windows.split(64)]
+        return 100.0 * sum(right) / windows[:, 1:].numel()
+
+    @torch.no_grad()
+    def mean_loss(self, model: nn.Module, part: str) -> float:  # noqa: D102
+        windows = self._windows(part)
         losses = [
             self.loss(model, (some[:, :-1], some[:, 1:])).item() * len(some)
             for some in windows.split(64)

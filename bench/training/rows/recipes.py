@@ -1,0 +1,81 @@
+"""How each task is trained, and what is tuned for each arm; the same effort for all arms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+from ..recipes import DENSE, FULL, Point, Recipe
+
+MAGNITUDE = "AdamW, magnitude of rows"
+L21 = "ProxAdamW, l21"
+RAMP = "ProxAdamW, ramp by rows"
+OURS = (L21, RAMP)
+PRUNING = (MAGNITUDE, *OURS)
+
+SHARES = (0.5, 0.75, 0.88, 0.94)  # of rows that are dead in the end
+SHARES_OF_CONVOLUTIONS = (0.3, 0.5, 0.7, 0.85)
+
+
+def product_of(knobs: dict[str, tuple[float, ...]]) -> list[Point]:
+    """Every combination of the knobs' values."""
+    return [dict(zip(knobs, values, strict=True)) for values in product(*knobs.values())]
+
+
+# ``by_layer``: each layer loses the same share, where otherwise all rows are compared with one
+# another. Moments are parts of the training: rows die from 10 % of it on until ``end``, or, where
+# that is not ``gradual``, at once at ``end``.
+GRIDS: dict[str, list[Point]] = {
+    MAGNITUDE: [
+        {"by_layer": by_layer, "gradual": gradual, "end": 0.5 if gradual else 0.3}
+        for by_layer, gradual in product((0, 1), (1, 0))
+    ],
+    L21: product_of({"by_layer": (0, 1), "end": (0.5, 0.3)}),
+    RAMP: product_of({"by_layer": (0, 1), "end": (0.5, 0.75)}),
+}
+
+
+def published(name: str, convolutions: bool) -> Recipe:
+    """The form of the published results."""
+    recipe = replace(
+        FULL[name],
+        grids=GRIDS,
+        seeds=3,
+        selection_seeds=1,
+        sparsities=SHARES,
+        tuned_at=(SHARES[2],) * len(SHARES),
+    )
+    if name == "text":
+        return replace(recipe, steps=600)
+    recipe = replace(recipe, epochs=50 if name == "digits" else 10)
+    if not convolutions:
+        return recipe
+    pixels, *_, classes = recipe.widths
+    return replace(
+        recipe,
+        channels=(16, 32),
+        widths=(pixels, 128, classes),
+        epochs=recipe.epochs // 2,
+        sparsities=SHARES_OF_CONVOLUTIONS,
+        tuned_at=(SHARES_OF_CONVOLUTIONS[2],) * len(SHARES_OF_CONVOLUTIONS),
+    )
+
+
+def quick(name: str, convolutions: bool) -> Recipe:
+    """Enough to see that every line runs; the numbers say nothing."""
+    recipe = published(name, convolutions)
+    few = replace(
+        recipe,
+        seeds=2,
+        sparsities=(0.5, 0.75),
+        tuned_at=(0.75, 0.75),
+        grids=recipe.first_points(2),
+    )
+    if name == "text":
+        return replace(few, steps=20, scored=(200, 200))
+    return replace(few, epochs=8 if name == "digits" else 1)
+
+
+FORMS = {"published": published, "quick": quick}
+
+__all__ = ["DENSE", "FORMS", "GRIDS", "L21", "MAGNITUDE", "OURS", "PRUNING", "RAMP", "SHARES"]
