@@ -12,15 +12,16 @@ small networks take turns with the dense one.
     python bench/rows.py --data fashion-mnist DIR --convolutions
     python bench/rows.py --task text                         # a transformer's feed-forward layers
 
-Needs ``proxadam[compact]``. What has been trained is kept in the file that ``--json`` names, and its
-weights in ``--weights``. Called again with both, the script goes on where it was stopped; cutting
-and timing are done anew.
+Needs ``proxadam[compact]``. What has been trained is kept in the file that ``--json`` names, and
+its weights in ``--weights``. Called again with both, the script goes on where it was stopped, but
+cuts and times anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ from training.recipes import Recipe
 from training.report import aligned
 from training.rows import figure, report
 from training.rows.cut import cut
-from training.rows.latency import BATCHES, time_all
-from training.rows.recipes import DENSE, FORMS, PRUNING
+from training.rows.latency import time_all
+from training.rows.recipes import FORMS, PRUNING
 from training.rows.runs import train, weights_of
 from training.runs import REPORT, Job
 from training.store import Store
@@ -91,7 +92,9 @@ def train_all(
             bar.update()
 
 
-def compare(task: Task, recipe: Recipe, store: Store, how: dict[str, Any], folder: Path) -> None:
+def compare(
+    task: Task, recipe: Recipe, store: Store, how: dict[str, Any], folder: Path, rounds: int
+) -> None:
     """Choose a point for each arm, train the chosen, cut the dead rows out, and time the rest."""
     train_all(plan.selection_jobs(recipe, PRUNING), "choosing", store, task, how, folder)
     chosen = {
@@ -101,22 +104,20 @@ def compare(task: Task, recipe: Recipe, store: Store, how: dict[str, Any], folde
     }
     jobs = plan.report_jobs(recipe, chosen)
     train_all(jobs, "training", store, task, how, folder)
-    cuts = [cut(job, store.runs[job.key()], task, recipe, folder) for job in jobs]
-    times = time_all({job.key(): one.model for job, one in zip(jobs, cuts, strict=True)}, task)
-    store.tail = report.tail(
-        [
-            store.runs[job.key()] | one.numbers() | times[job.key()]
-            for job, one in zip(jobs, cuts, strict=True)
-        ],
-        task.sign,
-    )
+    bar = tqdm(jobs, desc="cutting", unit="network", disable=None)
+    cuts = {job.key(): cut(job, task, recipe, folder) for job in bar}
+    times = time_all({key: one.model for key, one in cuts.items()}, task, rounds)
+    networks = [asdict(job) | cuts[job.key()].numbers() | times[job.key()] for job in jobs]
+    store.tail = report.tail(networks, task.sign)
     store.write()
 
 
 def say(document: dict[str, Any]) -> None:
     """Print what came out."""
+    print(f"Test {document['unit']}, mean ± standard error; latency of a batch, and in brackets")
+    print("how many times as fast as the dense network.\n")
     print(aligned(report.table(document)))
-    print()
+    print("\nBy how much an arm is better than another, paired over the seeds, ± standard error.\n")
     print(aligned(report.difference_table(document)))
 
 
@@ -132,7 +133,7 @@ def main() -> None:
     recipe = recipe.with_seeds(arguments.seeds) if arguments.seeds else recipe
     task, store, how = opened("rows.py", arguments, recipe, form, {})
     arguments.weights.mkdir(parents=True, exist_ok=True)
-    compare(task, recipe, store, how, arguments.weights)
+    compare(task, recipe, store, how, arguments.weights, 10 if arguments.quick else 200)
     document = store.head | store.tail
     say(document)
     figure.draw([document], arguments.plot)

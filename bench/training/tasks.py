@@ -44,6 +44,10 @@ class Task(ABC):
         """The batches of a whole training."""
 
     @abstractmethod
+    def inputs(self, count: int) -> Tensor:
+        """The first inputs of the test."""
+
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
 
@@ -84,6 +88,9 @@ class Classification(Task):
             order = torch.randperm(len(self.data.train_x), generator=shuffle)
             for rows in order.split(self.recipe.batch):
                 yield self.data.train_x[rows], self.data.train_y[rows]
+
+    def inputs(self, count: int) -> Tensor:  # noqa: D102
+        return self.data.test_x[:count]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
         return cross_entropy(model(batch[0]), batch[1])
@@ -127,6 +134,10 @@ class Language(Task):
             begins = torch.randint(most + 1, (self.recipe.batch, 1), generator=generator)
             windows = self.data.train[begins + offsets]
             yield windows[:, :-1], windows[:, 1:]
+
+    def inputs(self, count: int) -> Tensor:  # noqa: D102
+        context = self.recipe.context
+        return self.data.test[: count * context].view(count, context)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:  # noqa: D102
         return cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())

@@ -82,7 +82,7 @@ class GroupPenalty(ByRows):
         begin, end = max(1, round(BEGIN * self.steps)), self.moment("end")
         every = max(1, (end - begin) // UPDATES)
         self.steerings = [
-            Steering(self.optimizer, group, self.sparsity, begin, end, every)
+            Steering(self.optimizer, group, self.sparsity, begin, end, every, self.point["growth"])
             for group in self.optimizer.param_groups[: len(parts)]
         ]
 

@@ -11,15 +11,13 @@ from proxadam import ProxAdamW
 
 from .dead import dead_rows
 
-GROWTH = 1.05  # of l21 at an update that finds too few dead rows; it falls by as much at others
-
 
 class Steering:
     """Steers the l21 of one group, whose parameters all have rows.
 
     Dead rows are kept. At each update l21 is on if fewer rows are dead than the curve of gradual
-    pruning, 1 − (1 − x)³, wants; else it is 0 until the next. It goes when all are dead that are
-    to be, after ``end``.
+    pruning, 1 − (1 − x)³, wants, and grows by a factor; else it is 0 until the next update, and
+    falls by the factor. So it goes when all are dead that are to be, at ``end`` or later.
     """
 
     def __init__(
@@ -30,9 +28,10 @@ class Steering:
         begin: int,
         end: int,
         every: int,
+        growth: float,
     ) -> None:
         self.optimizer, self.group = optimizer, group
-        self.begin, self.end, self.every = begin, end, every
+        self.begin, self.end, self.every, self.growth = begin, end, every, growth
         self.weights: list[torch.Tensor] = group["params"]
         self.wanted = round(share * sum(map(len, self.weights)))
         self.l21 = 0.0
@@ -46,7 +45,7 @@ class Steering:
             self.group["keep_zeros"] = True
         x = min(1.0, (done - self.begin) / (self.end - self.begin))
         few = self.dead() < round(self.wanted * (1 - (1 - x) ** 3))
-        self.l21 *= GROWTH if few else 1 / GROWTH
+        self.l21 *= self.growth if few else 1 / self.growth
         self.group["l21"] = self.l21 if few else 0.0
 
     def dead(self) -> int:
