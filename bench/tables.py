@@ -13,11 +13,13 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from training import report
 from training.formats import report as formats_report
+from training.rows import report as rows_report
 
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
@@ -274,6 +276,28 @@ def formats_in_short() -> Rows:
     return formats_report.short_table({title: load(name) for name, title in FORMATS.items()})
 
 
+ROWS = {
+    "rows-fashion-mnist": "perceptron, Fashion-MNIST",
+    "rows-convolutions": "convolutions, Fashion-MNIST",
+    "rows-text": "transformer, text",
+}
+
+
+def tables_of_rows() -> dict[str, Callable[[], str]]:
+    """The tables of bench/rows.py: two of all its networks, and three of each."""
+    together = {"short": rows_report.short_table, "goals": rows_report.goal_table}
+    each = {"": rows_report.table, " differences": rows_report.difference_table}
+    tables = {
+        f"rows {last}": lambda table=table: markdown(table({t: load(n) for n, t in ROWS.items()}))
+        for last, table in together.items()
+    }
+    for name in ROWS:
+        for last, table in each.items():
+            tables[name + last] = lambda name=name, table=table: markdown(table(load(name)))
+        tables[f"{name} machine"] = lambda name=name: measured_on(name)
+    return tables
+
+
 def training_on_gpu() -> Rows:
     """One line for each arm of bench/train_captured.py."""
     rows = [["arm", "exact zeros %", "training loss", "held-out loss", "an iteration", "step()"]]
@@ -399,6 +423,7 @@ TABLES = {
     "formats-text": lambda: markdown(formats("formats-text")),
     "formats-text differences": lambda: markdown(formats_differences("formats-text")),
     "formats-text machine": lambda: measured_on("formats-text"),
+    **tables_of_rows(),
     "train-captured-cuda": lambda: markdown(training_on_gpu()),
     "train-captured-cuda machine": lambda: measured_on("train-captured-cuda"),
 }
