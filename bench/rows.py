@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,8 @@ def main() -> None:
         figure.draw([json.loads(path.read_text()) for path in arguments.draw], arguments.plot)
         return
     torch.set_num_threads(1)  # in every process, so that no result depends on how many there are
+    if not find_spec("torch_pruning"):
+        sys.exit("rows.py: torch-pruning is not installed; run pip install 'proxadam[compact]'.")
     form = "quick" if arguments.quick else "published"
     recipe = FORMS[form](arguments.task, arguments.convolutions)
     recipe = recipe.with_seeds(arguments.seeds) if arguments.seeds else recipe
