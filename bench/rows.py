@@ -40,7 +40,7 @@ from training.report import aligned
 from training.rows import figure, report
 from training.rows.cut import cut
 from training.rows.latency import time_all
-from training.rows.recipes import FORMS, PRUNING
+from training.rows.recipes import FORMS, PRUNING, TUNED
 from training.rows.runs import train, weights_of
 from training.runs import REPORT, Job
 from training.store import Store
@@ -98,10 +98,12 @@ def compare(
     task: Task, recipe: Recipe, store: Store, how: dict[str, Any], folder: Path, rounds: int
 ) -> None:
     """Choose a point for each arm, train the chosen, cut the dead rows out, and time the rest."""
-    train_all(plan.selection_jobs(recipe, PRUNING), "choosing", store, task, how, folder)
+    train_all(plan.selection_jobs(recipe, [*TUNED]), "choosing", store, task, how, folder)
     chosen = {
         (arm, share): plan.choose(recipe, arm, share, store.runs, task.sign)
-        for share in recipe.sparsities
+        if arm in TUNED
+        else recipe.grids[arm][i]
+        for i, share in enumerate(recipe.sparsities)
         for arm in PRUNING
     }
     jobs = plan.report_jobs(recipe, chosen)

@@ -11,9 +11,8 @@ from ..arms import UPDATES, Arm, Masked
 from ..models import param_groups
 from .dead import dead_rows, row_weights
 from .recipes import DENSE, L21, MAGNITUDE, RAMP
-from .steering import Steering
 
-BEGIN = 0.1  # of the training: where gradual pruning begins
+BEGIN = 0.1  # of the training: where gradual pruning and the ramp begin
 
 
 class ByRows(Arm):
@@ -72,24 +71,17 @@ def _largest(sizes: Tensor, share: float) -> Tensor:
 
 
 class GroupPenalty(ByRows):
-    """ProxAdamW with an l21 that is steered to the wanted share of dead rows, and then let go."""
+    """ProxAdamW with l21 from the first step on; at a moment it goes, and dead rows are kept."""
 
     def prepare(self) -> None:  # noqa: D102
-        rows, *others = self.groups
-        parts = [[w] for w in self.weights] if self.point["by_layer"] else [self.weights]
-        groups = [rows | {"params": part} for part in parts]
-        self.optimizer = ProxAdamW([*groups, *others], self.recipe.lr)
-        begin, end = max(1, round(BEGIN * self.steps)), self.moment("end")
-        every = max(1, (end - begin) // UPDATES)
-        self.steerings = [
-            Steering(self.optimizer, group, self.sparsity, begin, end, every, self.point["growth"])
-            for group in self.optimizer.param_groups[: len(parts)]
-        ]
+        self.groups[0]["l21"] = self.point["l21"]
+        self.optimizer = ProxAdamW(self.groups, self.recipe.lr)
+        self.until = self.moment("until")
 
     def step(self) -> None:  # noqa: D102
         super().step()
-        for steering in self.steerings:
-            steering.step(self.done)
+        if self.done == self.until:
+            self.optimizer.param_groups[0].update(l21=0.0, keep_zeros=True)
 
 
 class RampByRows(ByRows):
