@@ -118,11 +118,11 @@ def compare(
 
 def say(document: dict[str, Any]) -> None:
     """Print what came out."""
-    print(f"Test {document['unit']}, mean ± standard error; latency of a batch, and in brackets")
-    print("how many times as fast as the dense network.\n")
+    print(f"Test {document['unit']}, mean ± standard error. By how much it is better than dense,")
+    print("and than magnitude pruning at its multiply-adds, paired over the seeds. Latency of a")
+    print("batch, and in brackets how many times as fast as the dense network.\n")
     print(aligned(report.table(document)))
-    print("\nBy how much an arm is better than another, paired over the seeds, ± standard error.\n")
-    print(aligned(report.difference_table(document)))
+    print("\n" + aligned(report.goal_table({document["data"]["name"]: document})))
 
 
 def main() -> None:

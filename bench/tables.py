@@ -284,16 +284,14 @@ ROWS = {
 
 
 def tables_of_rows() -> dict[str, Callable[[], str]]:
-    """The tables of bench/rows.py: two of all its networks, and three of each."""
+    """The tables of bench/rows.py: two of all its networks, and two of each."""
     together = {"short": rows_report.short_table, "goals": rows_report.goal_table}
-    each = {"": rows_report.table, " differences": rows_report.difference_table}
     tables = {
         f"rows {last}": lambda table=table: markdown(table({t: load(n) for n, t in ROWS.items()}))
         for last, table in together.items()
     }
     for name in ROWS:
-        for last, table in each.items():
-            tables[name + last] = lambda name=name, table=table: markdown(table(load(name)))
+        tables[name] = lambda name=name: markdown(rows_report.table(load(name)))
         tables[f"{name} machine"] = lambda name=name: measured_on(name)
     return tables
 

@@ -9,8 +9,9 @@ from proxadam import ProxAdamW, SparsityRamp
 
 from ..arms import UPDATES, Arm, Masked
 from ..models import param_groups
+from ..recipes import DENSE
 from .dead import dead_rows, row_weights
-from .recipes import DENSE, L21, MAGNITUDE, RAMP
+from .recipes import L21, MAGNITUDE, RAMP
 
 BEGIN = 0.1  # of the training: where gradual pruning and the ramp begin
 

@@ -36,7 +36,7 @@ def _panel(axes: Axes, document: dict[str, Any]) -> None:
         axes.errorbar(
             [row["ms"][batch] for row in own],
             [row["test"] for row in own],
-            [row["standard_error"] or 0.0 for row in own],
+            [row["test_error"] or 0.0 for row in own],
             fmt=style,
             color=color,
             label="AdamW, dense" if arm == DENSE else arm,
