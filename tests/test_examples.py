@@ -7,6 +7,7 @@ import inspect
 import pydoc
 import re
 import textwrap
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,12 @@ def test_the_examples_of_a_page_run(page):
     blocks = re.findall(r"^( *)```python\n(.*?)^ *```$", page.read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 4
     logged = []
+    linear = torch.nn.Linear
+    layers = {"body": linear(8, 8), "norm": torch.nn.LayerNorm(8), "head": linear(8, 8)}
     names = {
         "torch": torch,
-        "model": torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)),
+        "model": torch.nn.Sequential(OrderedDict(layers)),
+        "example_inputs": torch.randn(2, 8),
         "loss_fn": torch.nn.functional.mse_loss,
         "inputs": torch.randn(4, 8),
         "targets": torch.randn(4, 8),
