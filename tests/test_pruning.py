@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from proxadam import ProxAdam, ProxAdamW, sparsity
+from proxadam import ProxAdam, ProxAdamW, SparsityRamp, sparsity
+from proxadam._sparsity.pruning import score_pass
+from proxadam._sparsity.pruning.scores import Scored
 from ramps import (
     border,  # noqa: F401 (a fixture)
     costs_of,
@@ -213,3 +215,19 @@ def test_rows_too_small_to_be_squared():
     update(optimizer, 0.5, unit="row")
     assert (param[:10] == 0).all()
     assert (param[10:] != 0).all()
+
+
+def test_a_parameter_at_an_odd_address_is_scored_by_torch_ops(kernel_module):  # noqa: ARG001
+    """The native pass reads whole numbers, which have to lie at multiples of their size."""
+    odd = torch.frombuffer(bytearray(4 * 600 + 1), dtype=torch.float32, offset=1).view(20, 30)
+    for at_odd in (False, True):
+        param = Parameter(odd if at_odd else torch.empty(20, 30))
+        param.data.copy_(torch.arange(600).view(20, 30) - 300)
+        optimizer = ProxAdam([param], l1=1.0)
+        one = Scored(param, optimizer.param_groups[0], None, 1.0, 0)
+        assert (score_pass._native(one, torch.float32) is None) == at_odd
+        ramp = SparsityRamp(optimizer, 0.5, begin=0, end=1, score="magnitude")
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        ramp.step()
+        assert (param == 0).sum() == 300

@@ -108,6 +108,7 @@ def _native(one: Scored, dtype: torch.dtype) -> tuple[Any, list[Any]] | None:
         return None
     for tensor in tensors:
         plain = tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg()
+        plain = plain and tensor.data_ptr() % tensor.itemsize == 0
         kinds = (torch.float64,) if dtype == torch.float64 else _FLOAT32S
         if type(tensor) is not Tensor or not plain or tensor.dtype not in kinds:
             return None
