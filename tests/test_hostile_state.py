@@ -244,7 +244,7 @@ no_options = st.just([])
 
 
 @settings(
-    max_examples=500 if SECONDS else 200,
+    max_examples=200,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
