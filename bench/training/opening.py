@@ -1,4 +1,4 @@
-"""How bench/train.py and bench/formats.py begin: the task, and the file of earlier trainings."""
+"""How train.py, formats.py and rows.py begin: the task, and the file of earlier trainings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command-line options that bench/train.py and bench/formats.py have in common."""
+"""Command-line options that train.py, formats.py and rows.py have in common."""
 
 from __future__ import annotations
 
