@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullFormatter
+from matplotlib.ticker import FormatStrFormatter
 
 from ..recipes import DENSE
 from .latency import BATCHES, THREADS
@@ -47,7 +47,7 @@ def _panel(axes: Axes, document: dict[str, Any]) -> None:
             axes.axhline(own[0]["test"], color=color, linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_formatter(FormatStrFormatter("%g"))
     better = "higher" if document["sign"] > 0 else "lower"
     network = ", convolutions" if document["recipe"]["channels"] else ""
     axes.set(
