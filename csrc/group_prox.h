@@ -3,10 +3,11 @@
 //   argmin_w  Σ d_i (w_i − z_i)² / (2 lr) + l1 Σ |w_i| + l2 Σ w_i² / 2 + l21 √n ‖w‖₂
 //
 // For any diagonal metric the elementwise prox comes first: with c its result, and with the pull
-// b_i = lr l21 √n / (d_i + lr l2), the row is 0 where ‖c / b‖ ≤ 1, and else w_i = c_i θ / (θ + b_i),
-// where θ = ‖w‖. So what is looked for is the root of ψ(θ) = 1 / √Σ (c_i / (θ + b_i))² − 1. It is
-// concave and rises, hence Newton's iterates rise to the root from any point below it, and
-// the error behind an iterate is at most 1.5 times the square of the last relative rise.
+// b_i = lr l21 √n / (d_i + lr l2), the row is 0 where ‖c / b‖ ≤ 1, and else it has
+// w_i = c_i θ / (θ + b_i), where θ = ‖w‖. So what is looked for is the root of
+// ψ(θ) = 1 / √Σ (c_i / (θ + b_i))² − 1. It is concave and rises, hence Newton's iterates rise to
+// the root from any point below it, and the error behind an iterate is at most 1.5 times the square
+// of the last relative rise.
 //
 // Sums are in one order for every processor: of 1024 elements each lane of 32 has every 32nd, lanes
 // are folded in halves, and such segments are added up one after the other, in double.

@@ -28,7 +28,9 @@ struct Tiles {
         unscale(range.unscale),
         most(params.converts() || grads.converts() || exp_avgs.converts() ? kTile : kFew) {}
 
-  int64_t numel(int64_t begin, int64_t end) const { return end - begin < most ? end - begin : most; }
+  int64_t numel(int64_t begin, int64_t end) const {
+    return end - begin < most ? end - begin : most;
+  }
 
   __attribute__((always_inline)) void prefetch(int64_t begin, int64_t numel) const {
     params.prefetch(begin, numel);

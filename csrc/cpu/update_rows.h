@@ -1,5 +1,5 @@
-// The CPU loop over rows that l21 takes as one: Adam and the elementwise prox into memory that stays
-// in cache, then the prox of each row, then what is stored.
+// The CPU loop over rows that l21 takes as one: Adam and the elementwise prox into memory that
+// stays in cache, then the prox of each row, then what is stored.
 
 #pragma once
 
@@ -85,8 +85,7 @@ auto terms_for(Update update, bool amsgrad, bool unscale) {
 template <typename At, typename opmath_t, typename sum_t>
 PROXADAM_INLINE void add_lanes(At at, const opmath_t* __restrict shrunk,
                                const opmath_t* __restrict pulls, opmath_t* __restrict left,
-                               int64_t lanes, sum_t (&squares)[kLanes],
-                               sum_t (&weighted)[kLanes]) {
+                               int64_t lanes, sum_t (&squares)[kLanes], sum_t (&weighted)[kLanes]) {
   Bounded<opmath_t> math;
   sum_t more_squares[kLanes], more_weighted[kLanes];
   for (int lane = 0; lane < lanes; ++lane) {

@@ -56,7 +56,8 @@ std::vector<std::size_t> SharedMemory::find() {
   const char* end = nullptr;
   bool any_written = false;
   const auto close = [&] {
-    if (any_written && cluster.size() > 1) found.insert(found.end(), cluster.begin(), cluster.end());
+    if (any_written && cluster.size() > 1)
+      found.insert(found.end(), cluster.begin(), cluster.end());
     cluster.clear();
     any_written = false;
   };

@@ -22,9 +22,9 @@ namespace py = pybind11;
 class Launchable {
  public:
   virtual ~Launchable() = default;
-  virtual void look_again() = 0;       // with the GIL; throws where it no longer fits
-  virtual void run() = 0;              // without it
-  virtual void count_on_host() = 0;    // the steps that are counted there
+  virtual void look_again() = 0;     // with the GIL; throws where it no longer fits
+  virtual void run() = 0;            // without it
+  virtual void count_on_host() = 0;  // the steps that are counted there
 };
 constexpr const char* kLaunchable = "proxadam.Launchable";
 
@@ -67,11 +67,11 @@ class Plan : public Launchable {
     look_ = backend_.gatekeeper->look(step_, refused_);
     if (!look_.refusals.empty()) {
       const Refusal& first = look_.refusals.front();
-      throw std::runtime_error(
-          "parameter " + std::to_string(first.param) + " of group " + std::to_string(first.group) +
-          " was changed by other code while its step was checked (" + name_of(first.reason) +
-          " in " + kSlotNames[first.slot] +
-          "); nothing has been written, so the step can be taken again.");
+      throw std::runtime_error("parameter " + std::to_string(first.param) + " of group " +
+                               std::to_string(first.group) +
+                               " was changed by other code while its step was checked (" +
+                               name_of(first.reason) + " in " + kSlotNames[first.slot] +
+                               "); nothing has been written, so the step can be taken again.");
     }
   }
 
@@ -120,17 +120,16 @@ void define_protocol(py::module_& module, std::unique_ptr<Kernel> kernel) {
           "rejected", &Plan::rejected,
           "(group, parameter, reason, list) of what the kernel cannot take: the indices of the\n"
           "parameter, and the name of the list with the tensor that the reason is about.")
-      .def("_launchable", [](Plan& self) {
-        return py::capsule(static_cast<Launchable*>(&self), kLaunchable);
-      });
+      .def("_launchable",
+           [](Plan& self) { return py::capsule(static_cast<Launchable*>(&self), kLaunchable); });
   module.def(
       "bind",
       [backend](py::capsule exchange, py::type tensor, py::type parameter,
                 const Functions& functions) {
         const std::vector<bool>& devices = backend->kernel->bind(functions);
-        auto fresh = std::make_unique<Gatekeeper>(
-            exchange, tensor, parameter, backend->kernel->device_type(), devices,
-            backend->kernel->takes_row(), functions);
+        auto fresh = std::make_unique<Gatekeeper>(exchange, tensor, parameter,
+                                                  backend->kernel->device_type(), devices,
+                                                  backend->kernel->takes_row(), functions);
         // The first one stays: a step in another thread may be using it.
         if (!backend->gatekeeper) backend->gatekeeper = std::move(fresh);
       },

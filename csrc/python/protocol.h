@@ -20,16 +20,16 @@ class Kernel {
 
   virtual DLDeviceType device_type() const = 0;
 
-  // Tells the kernel about this process's torch. For each device of the type, whether it runs there:
-  // looked at in every step, and for the kernel to change. Throws std::runtime_error where it cannot
-  // run at all.
+  // Tells the kernel about this process's torch. For each device of the type, whether it runs
+  // there: looked at in every step, and for the kernel to change. Throws std::runtime_error where
+  // it cannot run at all.
   virtual const std::vector<bool>& bind(const Functions& functions) = 0;
 
   // Whether the kernel takes rows of so many elements as one: csrc/group_prox.h.
   virtual TakesRow takes_row() const = 0;
 
-  // What may fail before the first write: false where a device of the table turned out to be none on
-  // which the kernel runs. Called with the GIL, runs no Python code.
+  // What may fail before the first write: false where a device of the table turned out to be none
+  // on which the kernel runs. Called with the GIL, runs no Python code.
   virtual bool prepare(const TensorTable& table) = 0;
 
   // Updates every entry, in place, and the counters that are not on the host. Called without the

@@ -31,8 +31,8 @@ class TensorFacts {
   // one that is not goes on sharing, if the functions are there.
   bool view(PyObject* tensor, bool written, DLTensor& out) const;
 
-  // Whether a tensor is no longer where it was seen: a lazy clone that is written moves, and with it
-  // all that is in its storage.
+  // Whether a tensor is no longer where it was seen: a lazy clone that is written moves, and with
+  // it all that is in its storage.
   bool moved(PyObject* tensor, const void* seen) const {
     return views_.moved(at_tensor(tensor), seen);
   }
