@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from .checks import check_arguments
-from .library import torch_pruning
+from .dependencies import torch_pruning
 from .report import CompactReport
 from .rounds import compacted
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .dependencies import Group, Member
 from .layers import has_borders, layers_of, why_not, width, zero_columns, zero_rows
-from .library import Group, Member
 from .probes import constants
 from .unknowns import UnknownChoice
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from .dependencies import Graph, Group, Ungroupable
 from .facts import Facts
 from .heads import head_width, whole_heads
 from .layers import width
-from .library import Graph, Group, Ungroupable
 from .probes import Leak, leak
 from .report import Kept
 from .unknowns import UnknownChoice

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .calls import call, difference, module_by_module, outputs_of, random_like
+from .dependencies import Graph
 from .heads import dead_heads, tell
 from .layers import fold, layers_of, width, zero_rows
-from .library import Graph
 from .plan import Cut, Plan
 from .report import CompactReport, Kept, LayerRows
 
