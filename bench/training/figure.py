@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from .panels import draw_panels
 from .recipes import DEBIASED, DENSE, KNEE, L1, L1_IN_LOSS, MAGNITUDE, PAT, RAMP
 
 STYLES = {
@@ -24,19 +24,7 @@ STYLES = {
 
 def draw(documents: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw a panel for each task."""
-    figure = Figure(figsize=(1.5 + 4.5 * len(documents), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(documents), squeeze=False)[0]
-    for axes, document in zip(panels, documents, strict=True):
-        _panel(axes, document)
-    handles, labels = panels[0].get_legend_handles_labels()
-    for axes in panels[1:]:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label not in labels:
-                handles.append(handle)
-                labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, 2 * len(documents)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    draw_panels(documents, path, _panel)
 
 
 def _panel(axes: Axes, document: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
+from ..panels import draw_panels
 from ..recipes import DENSE
 from .latency import BATCHES, THREADS
 from .recipes import L21, MAGNITUDE, RAMP
@@ -19,14 +19,7 @@ STYLES = {MAGNITUDE: ("C0", "s-"), L21: ("C1", "o-"), RAMP: ("C3", "o-")}
 
 def draw(documents: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw a panel for each task."""
-    figure = Figure(figsize=(1.5 + 4.5 * len(documents), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(documents), squeeze=False)[0]
-    for axes, document in zip(panels, documents, strict=True):
-        _panel(axes, document)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    draw_panels(documents, path, _panel)
 
 
 def _panel(axes: Axes, document: dict[str, Any]) -> None:
