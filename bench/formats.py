@@ -17,18 +17,16 @@ reported tells. The test is looked at once. What has been trained is kept in the
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from training.formats import figure, plan, report
 from training.formats.recipes import FORMS
 from training.formats.runs import train
 from training.formats.ways import FP32, TORCH_FP32, WAYS, missing
-from training.opening import opened
+from training.opening import opened, redrawn
 from training.options import add_shared, parsed
 from training.pool import results
 from training.recipes import Recipe
@@ -90,10 +88,8 @@ def say(document: dict[str, Any]) -> None:
 def main() -> None:
     """Run the comparison."""
     arguments = parse_arguments()
-    if arguments.draw:
-        figure.draw([json.loads(path.read_text()) for path in arguments.draw], arguments.plot)
+    if redrawn(arguments, figure.draw):
         return
-    torch.set_num_threads(1)  # in every process, so that no result depends on how many there are
     form = "quick" if arguments.quick else "published"
     recipe = FORMS[form](arguments.task)
     recipe = recipe.with_seeds(arguments.seeds) if arguments.seeds else recipe

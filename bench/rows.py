@@ -20,7 +20,6 @@ cuts and times anew.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -28,11 +27,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from training import plan
-from training.opening import opened
+from training.opening import opened, redrawn
 from training.options import add_shared, parsed
 from training.pool import results
 from training.recipes import Recipe
@@ -128,10 +126,8 @@ def say(document: dict[str, Any]) -> None:
 def main() -> None:
     """Run the comparison."""
     arguments = parse_arguments()
-    if arguments.draw:
-        figure.draw([json.loads(path.read_text()) for path in arguments.draw], arguments.plot)
+    if redrawn(arguments, figure.draw):
         return
-    torch.set_num_threads(1)  # in every process, so that no result depends on how many there are
     if not find_spec("torch_pruning"):
         sys.exit("rows.py: torch-pruning is not installed; run pip install 'proxadam[compact]'.")
     form = "quick" if arguments.quick else "published"

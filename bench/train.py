@@ -19,16 +19,14 @@ script goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from training import figure, plan, report
 from training.arms import ARMS, missing
-from training.opening import opened
+from training.opening import opened, redrawn
 from training.options import add_shared, parsed
 from training.pool import results
 from training.recipes import DENSE, FORMS, RAMP, Recipe
@@ -99,10 +97,8 @@ def say(document: dict[str, Any]) -> None:
 def main() -> None:
     """Run the comparison."""
     arguments = parse_arguments()
-    if arguments.draw:
-        figure.draw([json.loads(path.read_text()) for path in arguments.draw], arguments.plot)
+    if redrawn(arguments, figure.draw):
         return
-    torch.set_num_threads(1)  # in every process, so that no result depends on how many there are
     form = "full" if arguments.full else "quick" if arguments.quick else "short"
     recipe = FORMS[form](arguments.task)
     recipe = recipe.with_seeds(arguments.seeds) if arguments.seeds else recipe

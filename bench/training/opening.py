@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from proxadam import available_backends
 
@@ -15,6 +20,15 @@ from .store import OtherRecipe, Store
 from .tasks import Task, make_task
 
 
+def redrawn(
+    arguments: argparse.Namespace, draw: Callable[[Sequence[dict[str, Any]], Path], None]
+) -> bool:
+    """Whether only a figure of earlier results was asked for, which then is drawn."""
+    if arguments.draw:
+        draw([json.loads(path.read_text()) for path in arguments.draw], arguments.plot)
+    return bool(arguments.draw)
+
+
 def opened(
     program: str, arguments: argparse.Namespace, recipe: Recipe, form: str, skipped: dict[str, str]
 ) -> tuple[Task, Store, dict[str, Any]]:
@@ -23,6 +37,7 @@ def opened(
     Raises:
         SystemExit: with status 2, where data or file are not what they should be; one sentence.
     """
+    torch.set_num_threads(1)  # in every process, so that no result depends on how many there are
     try:
         task = make_task(arguments.task, recipe, arguments.data)
         for path in filter(None, (arguments.plot, arguments.json)):

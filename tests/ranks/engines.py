@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import Parameter
 
+from proxadam import ProxAdamW
 from tools import assert_same_bits
 
 
@@ -173,3 +174,24 @@ def set_gradients(model, seed):
 def assert_all_same(actual, expected):
     for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert_same_bits(a, b, f"parameter {i}")
+
+
+def beside_one_process(engine, options, steps=3):
+    """Train an engine, and the whole model in one process with the gradients of the ranks.
+
+    Yields (weights of the engine, gathered; those of the one process) after each step.
+    """
+    model, optimizer = engine(ProxAdamW, **options)
+    twin = Net()
+    expected = ProxAdamW(twin.parameters(), **options)
+    torch.manual_seed(1 if engine.alike else 100 + dist.get_rank())
+    for _ in range(steps):
+        model(torch.randn(4, 8)).square().mean().backward()
+        _, grads = gathered(model)
+        optimizer.step()
+        for param, grad in zip(twin.parameters(), grads, strict=True):
+            assert grad.abs().max() > 0
+            param.grad = grad
+        expected.step()
+        yield gathered(model)[0], [param.detach() for param in twin.parameters()]
+        optimizer.zero_grad()

@@ -23,6 +23,7 @@ from .engines import (
     ENGINES,
     Net,
     assert_all_same,
+    beside_one_process,
     gathered,
     mesh,
     set_gradients,
@@ -298,18 +299,6 @@ def fsdp1_without_shards_keeps_rows():
 
 
 def _trains_as_one_process(engine, path, assert_alike=lambda *_: None):
-    model, optimizer = engine(ProxAdamW, **TRAINED, **path)
-    twin = Net()
-    expected = ProxAdamW(twin.parameters(), **TRAINED, **path)
-    torch.manual_seed(1 if engine.alike else 100 + dist.get_rank())
-    for _ in range(3):
-        model(torch.randn(4, 8)).square().mean().backward()
-        _, grads = gathered(model)
-        optimizer.step()
-        for param, grad in zip(twin.parameters(), grads, strict=True):
-            param.grad = grad
-        expected.step()
-        optimizer.zero_grad()
-    actual, weights = gathered(model)[0], [param.detach() for param in twin.parameters()]
+    *_, (actual, weights) = beside_one_process(engine, {**TRAINED, **path})
     assert_close_with_the_same_dead_rows(actual, weights)
     assert_alike(actual, weights)

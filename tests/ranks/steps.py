@@ -11,31 +11,17 @@ from proxadam._step import torch_ops
 from tools import BUSY, assert_same_bits
 
 from .checks import check, check_each
-from .engines import ENGINES, Net, ddp, gathered, set_gradients
+from .engines import ENGINES, beside_one_process, ddp, gathered, set_gradients
 
 
 @check_each(ENGINES, "kernel", "loop", "foreach")
 def steps_as_one_process(engine, path):
     """With the gradients of the ranks, one process makes the same weights to the last bit."""
-    model, optimizer = engine(ProxAdamW, **BUSY, **path)
-    twin = Net()
-    expected = ProxAdamW(twin.parameters(), **BUSY, **path)
-    torch.manual_seed(1 if engine.alike else 100 + dist.get_rank())
-    for _ in range(3):
-        model(torch.randn(4, 8)).square().mean().backward()
-        _, grads = gathered(model)
-        optimizer.step()
-        for param, grad in zip(twin.parameters(), grads, strict=True):
-            assert grad.abs().max() > 0
-            param.grad = grad
-        expected.step()
-        for i, (actual, param) in enumerate(
-            zip(gathered(model)[0], twin.parameters(), strict=True)
-        ):
-            assert_same_bits(actual, param.detach(), f"parameter {i}")
-        optimizer.zero_grad()
-    zeros = sum((p == 0).sum().item() for p in twin.parameters())
-    assert 0 < zeros < sum(p.numel() for p in twin.parameters())
+    for weights, expected in beside_one_process(engine, {**BUSY, **path}):
+        for i, (actual, param) in enumerate(zip(weights, expected, strict=True)):
+            assert_same_bits(actual, param, f"parameter {i}")
+    zeros = sum((p == 0).sum().item() for p in expected)
+    assert 0 < zeros < sum(p.numel() for p in expected)
 
 
 @check_each(ENGINES)
