@@ -352,4 +352,10 @@ def test_options_and_steps_on_the_device(kernel, types):
         group.state_steps = [kernel.step_at(step.item()) for step in expected.state_steps]
         assert kernel([group]) is None
         assert backends.kernel("cpu").admit([expected]) is None
-        assert_same([group], [expected])
+        if GPU and types[0] == F64:  # a GPU's power may differ in its last place
+            for name, tensors in group.lists().items():
+                torch.testing.assert_close(
+                    [t.cpu() for t in tensors], expected.lists()[name], rtol=1e-13, atol=1e-15
+                )
+        else:
+            assert_same([group], [expected])

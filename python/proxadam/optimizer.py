@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -285,38 +286,33 @@ class ProxAdam(Optimizer):
 
         Those that torch's method has not heard of are for codes, and for what is rounded by chance.
         torch.compile knows this method by its name. It runs for every parameter at every step, so
-        it reads each attribute once; the kernel's gatekeeper does the checking.
+        it goes through the lists one attribute at a time; the kernel's gatekeeper does the
+        checking.
         """
-        get_state = self.state.get
-        amsgrad = group["amsgrad"]
-        draws = numbers is not None and state.rounds_by_chance(group)
-        given = state.Numbers(self.param_groups) if draws else None
-        for param in group["params"]:
-            grad = param.grad
-            if grad is None:
-                continue
-            own = get_state(param)
-            if not own:
-                own = self._new_state(param, grad, group)
-                state.put(self.state, param, own, made)
-            params_with_grad.append(param)
-            grads.append(grad)
-            try:
-                exp_avg, exp_avg_sq = own["exp_avg"], own["exp_avg_sq"]
-            except KeyError:
-                if "exp_avg_code" not in own:
-                    raise
-                exp_avg, exp_avg_sq = own["exp_avg_code"], own["exp_avg_sq_code"]
-                if exp_avg_exponents is not None and exp_avg_sq_exponents is not None:
-                    exp_avg_exponents.append(own["exp_avg_exponent"])
-                    exp_avg_sq_exponents.append(own["exp_avg_sq_exponent"])
-            exp_avgs.append(exp_avg)
-            exp_avg_sqs.append(exp_avg_sq)
-            if amsgrad:
-                max_exp_avg_sqs.append(state.max_exp_avg_sq(own, made))
-            state_steps.append(own["step"])
-            if given is not None:
-                numbers.append(given.of(param, own, made))  # type: ignore[union-attr]
+        params = group["params"]
+        found = [grad for param in params if (grad := param.grad) is not None]
+        if len(found) != len(params):
+            params = [param for param in params if param.grad is not None]
+        owns: list[Any] = list(map(self.state.get, params))
+        if not all(owns):
+            for param, grad in zip(params, found, strict=True):
+                if not self.state.get(param):
+                    state.put(self.state, param, self._new_state(param, grad, group), made)
+            owns = [self.state[param] for param in params]
+        moments = state.moments_of(owns)
+        params_with_grad += params
+        grads += found
+        exp_avgs += moments[0]
+        exp_avg_sqs += moments[1]
+        if exp_avg_exponents is not None and exp_avg_sq_exponents is not None:
+            exp_avg_exponents += moments[2]
+            exp_avg_sq_exponents += moments[3]
+        if group["amsgrad"]:
+            max_exp_avg_sqs += [state.max_exp_avg_sq(own, made) for own in owns]
+        state_steps += [own["step"] for own in owns]
+        if numbers is not None and state.rounds_by_chance(group):
+            given = state.Numbers(self.param_groups)
+            numbers += map(given.of, params, owns, repeat(made))
 
     def _new_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         check_dense(grad, "the gradient of a parameter")

@@ -7,10 +7,11 @@ codes to floats, and train on them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import torch
@@ -210,6 +211,24 @@ def max_exp_avg_sq(state: dict[str, Tensor], made: Made | None) -> Tensor:
             check_small_state(EIGHT_BITS, amsgrad=True, differentiable=False)
         put(state, MAX_EXP_AVG_SQ, torch.zeros_like(state["exp_avg_sq"]), made)
     return state[MAX_EXP_AVG_SQ]
+
+
+def moments_of(
+    states: Sequence[Mapping[str, Any]],
+) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """First and second moments, or codes in their place, and of the codes the exponents."""
+    try:
+        return [own["exp_avg"] for own in states], [own["exp_avg_sq"] for own in states], [], []
+    except KeyError:
+        pass
+    coded = [CODES[0] in own and not own.keys() >= set(MOMENTS) for own in states]
+    names = [CODES if is_coded else MOMENTS for is_coded in coded]
+    exp_avgs, exp_avg_sqs = (
+        [own[name[k]] for own, name in zip(states, names, strict=True)] for k in range(2)
+    )
+    with_codes = list(compress(states, coded))
+    exponents, sq_exponents = ([own[name] for own in with_codes] for name in EXPONENTS)
+    return exp_avgs, exp_avg_sqs, exponents, sq_exponents
 
 
 class Numbers:
