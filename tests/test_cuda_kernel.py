@@ -212,15 +212,17 @@ def test_every_dtype_in_one_step(kernel):
         assert_as_cpu({name: getattr(group, name) for name in NAMES}, tensors)
 
 
+@pytest.mark.parametrize("strides", [1, 4, 8])
 @pytest.mark.parametrize("blocks_at_once", [1, 6, 312, 528])
-def test_chunks_fit_the_device(kernel, blocks_at_once):
+def test_chunks_fit_the_device(kernel, blocks_at_once, strides):
     """Small lists are one round of blocks, large ones get the longest chunk."""
     chunk_for = kernel.module.chunk_for
-    shortest, longest = chunk_for(0, blocks_at_once), chunk_for(1 << 40, blocks_at_once)
-    assert 8 * shortest == longest
+    shortest = chunk_for(0, blocks_at_once, 1 << 30)
+    longest = strides * shortest
+    assert chunk_for(1 << 40, blocks_at_once, longest) == longest
     assert shortest % 8 == 0
     for numel in (1, 100_000, 1_000_000, 8_000_000, 1 << 33):
-        chunk = chunk_for(numel, blocks_at_once)
+        chunk = chunk_for(numel, blocks_at_once, longest)
         assert shortest <= chunk <= longest
         assert chunk % shortest == 0
         if chunk < longest:

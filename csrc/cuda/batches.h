@@ -3,13 +3,14 @@
 #pragma once
 
 #include <algorithm>  // for find_if
-#include <cstdint>    // for int64_t
+#include <cstdint>    // for int32_t, int64_t
 #include <vector>     // for vector
 
 #include "../options.h"       // for any_on_device, Options
 #include "../rounding.h"      // for param_draws, state_draws
-#include "../scalar_types.h"  // for ScalarType, TensorTypes
+#include "../scalar_types.h"  // for bytes_of, ScalarType, TensorTypes
 #include "../tensor_table.h"  // for Device, TensorEntry, TensorTable
+#include "launch_table.h"     // for kChunkStride, kLongestChunk, kLongestToNearest
 #include "row_plan.h"         // for kSharedBytes, shared_bytes, weight_of_row
 #include "step.h"             // for Tables
 
@@ -67,6 +68,18 @@ inline int row_class_of(const TensorEntry& entry) {
 inline std::int64_t weight_of(const TensorEntry& entry, Tables tables) {
   if (tables != Tables::kRows) return entry.numel;
   return entry.numel / entry.row * weight_of_row(entry.row);
+}
+
+// Elements of a chunk, at most. Where a step does little but wait for memory, short ones keep the
+// blocks that are at work close together in it, which makes it faster; the more arithmetic it does,
+// the more it costs to begin a block: measured, bench/results/NOTES.md.
+inline std::int32_t longest_chunk(const Kind& kind) {
+  const TensorTypes& types = kind.types;
+  if (kind.tables == Tables::kRows) return kLongestChunk;
+  if (types.state == ScalarType::kFloat32) {
+    return types.param == types.state ? kChunkStride : 4 * kChunkStride;
+  }
+  return kind.tables == Tables::kChance ? kLongestChunk : kLongestToNearest;
 }
 
 struct Batch {

@@ -14,9 +14,9 @@
 
 #include "../scalar_types.h"  // for Buffers
 #include "branch_free.h"      // for MathOf, wants_redo
-#include "chance.h"           // for Chance, store_moments, store_params
+#include "chance.h"           // for Chance, store_moments, store_params, ToNearest
 #include "chunk.h"            // for advance, Chunk, kIsBlackwell, kIsHopper, RoundingOf, ...
-#include "launch_table.h"     // for kLongestChunk, kThreads
+#include "launch_table.h"     // for kLongestChunk, kLongestToNearest, kThreads
 #include "memory.h"           // for at, beyond_alignment, kAccess, load, store
 
 namespace proxadam {
@@ -95,7 +95,9 @@ __device__ __forceinline__ void update_chunk(const StepConstants<typename Chunk:
   // not know, the fewest registers.
   constexpr bool kMoves = sizeof(param_t) == sizeof(typename Chunk::opmath_t);
   const int stride = (kMoves ? kThreads : blockDim.x) * kWidth;
-  static_assert(kLongestChunk <= 32 * kThreads * kWidth, "more vectors than bits");
+  constexpr bool kToNearest = std::is_same<typename Chunk::rounding_t, ToNearest>::value;
+  constexpr int kLongest = kToNearest ? kLongestToNearest : kLongestChunk;
+  static_assert(kLongest <= 32 * kThreads * kWidth, "more vectors than bits");
   uint32_t redo = 0;  // a bit for each of the thread's vectors
   uint32_t bit = 1;
   Chunk vectors = chunk;

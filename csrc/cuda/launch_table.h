@@ -19,9 +19,11 @@ namespace proxadam {
 #endif
 constexpr int kThreads = PROXADAM_CUDA_THREADS;  // of a block
 
-// Elements of a chunk, at most; and what all others are a multiple of.
+// Elements of a chunk: all are a multiple of this, and none is longer than those. Where elements
+// are rounded to the nearest, the longest is shorter.
 constexpr int kChunkStride = 8 * kThreads;
-constexpr int kLongestChunk = 8 * kChunkStride;
+constexpr int kLongestChunk = 16 * kChunkStride;
+constexpr int kLongestToNearest = 8 * kChunkStride;
 
 // Bytes of arguments that a kernel takes. The small table costs less to pass. CUDA allows 32764,
 // but the constant bank that they lie in begins with up to 7 KB of something else, and of an

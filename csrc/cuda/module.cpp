@@ -120,7 +120,7 @@ PYBIND11_MODULE(_cuda, m) {
       "Raises\n"
       "RuntimeError where the device cannot run them; it is then none that the kernel steps on.");
   define_protocol(m, std::move(kernel));
-  m.def("chunk_for", &chunk_for, py::arg("numel"), py::arg("blocks_at_once"),
+  m.def("chunk_for", &chunk_for, py::arg("numel"), py::arg("blocks_at_once"), py::arg("longest"),
         "Elements of a chunk, for a launch over so many elements on such a device; for tests.");
   m.def(
       "count_roundings",

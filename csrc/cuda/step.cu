@@ -8,7 +8,7 @@
 
 #include "../codes.h"       // for kBlock
 #include "../group_prox.h"  // for row_pull
-#include "batches.h"        // for Batch, batches_of, bytes_of_number, Kind, rounds_params, ...
+#include "batches.h"        // for Batch, batches_of, bytes_of_number, Kind, longest_chunk, ...
 #include "device.h"         // for check_cuda, DeviceGuard
 #include "kernel_table.h"   // for Kernel, kernel_for, may_take_chance, may_take_none
 #include "launch_table.h"   // for ChanceTable, CounterTable, kThreads, LaunchTable, RowTable
@@ -293,11 +293,11 @@ bool takes_row_cuda(std::int64_t numel, const TensorTypes& types) {
   return numel <= longest_row(bytes_of_number(types));
 }
 
-std::int32_t chunk_for(std::int64_t numel, int blocks_at_once) {
+std::int32_t chunk_for(std::int64_t numel, int blocks_at_once, std::int32_t longest) {
   // One round of blocks over the device; whole vectors of every type for every thread.
   const std::int64_t round = std::int64_t{kChunkStride} * std::max(1, blocks_at_once);
   const std::int64_t strides = std::max<std::int64_t>((numel + round - 1) / round, 1);
-  return static_cast<std::int32_t>(std::min<std::int64_t>(strides * kChunkStride, kLongestChunk));
+  return static_cast<std::int32_t>(std::min<std::int64_t>(strides * kChunkStride, longest));
 }
 
 void step_cuda(const TensorTable& table, const std::vector<BlocksAtOnce>& blocks_at_once) {
@@ -306,8 +306,8 @@ void step_cuda(const TensorTable& table, const std::vector<BlocksAtOnce>& blocks
     for (const Batch& batch : batches_of(table, device)) {
       const Kind& kind = batch.kind;
       const auto& blocks = blocks_at_once[device.index][index_of(kind.types)];
-      const std::int32_t chunk =
-          chunk_for(batch.weight, blocks[static_cast<int>(kind.tables)][kind.amsgrad]);
+      const std::int32_t chunk = chunk_for(
+          batch.weight, blocks[static_cast<int>(kind.tables)][kind.amsgrad], longest_chunk(kind));
       launch_batch(table, device, batch, chunk);
     }
     count_steps(table, device);

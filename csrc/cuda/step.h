@@ -35,8 +35,7 @@ bool takes_row_cuda(std::int64_t numel, const TensorTypes& types);
 BlocksAtOnce load_kernels(int device);
 
 // Elements of a chunk for a launch over `numel` elements: small lists are spread over the blocks
-// that the device runs at once, large ones cut into pieces that are long enough to be worth a
-// block.
-std::int32_t chunk_for(std::int64_t numel, int blocks_at_once);
+// that the device runs at once, large ones cut into the longest pieces that they may have.
+std::int32_t chunk_for(std::int64_t numel, int blocks_at_once, std::int32_t longest);
 
 }  // namespace proxadam
