@@ -98,23 +98,30 @@ def small_state() -> Rows:
 STEP_ROWS = ("step-rows", "step-rows-2", "step-rows-3")
 
 
-def step_with_rows() -> Rows:
+def step_with_rows(*names: str) -> Rows:
     """A step with l21 and without, each run of it beside the others."""
     rows = [["weights", "L1 and L2, run by run", "and l21", "speed with l21, of that without"]]
-    for runs in zip(*(load(name)["cases"] for name in STEP_ROWS), strict=True):
+    found = ([case for case in load(name)["cases"] if _has_rows(case)] for name in names)
+    for runs in zip(*found, strict=True):
         without, with_l21 = (
             [case["arms"][arm]["median_s"] for case in runs] for arm in ("ours", "ours, l21")
         )
-        times = [", ".join(f"{t * 1e3:.0f}" for t in own) + " ms" for own in (without, with_l21)]
+        times = [", ".join(f"{t * 1e3:.2g}" for t in own) + " ms" for own in (without, with_l21)]
         ratios = ", ".join(f"{a / b:.2f}" for a, b in zip(without, with_l21, strict=True))
-        rows.append([f"64Mi in {_label(runs[0])}", *times, f"{ratios} ×"])
+        rows.append([f"{runs[0]['weights'] >> 20}Mi in {_label(runs[0])}", *times, f"{ratios} ×"])
     return rows
+
+
+def _has_rows(case: dict[str, Any]) -> bool:
+    return "ours, l21" in case["arms"]
 
 
 def step_on_cuda() -> Rows:
     """One line for each case of bench/step.py on a GPU."""
     rows = [["weights", "clock", "ours", "GB/s (of a copy)", "torch fused", "torch fused, fp32"]]
     for case in load("step-cuda")["cases"]:
+        if _has_rows(case):
+            continue
         arms = case["arms"]
         ours, own = arms["ours"], f"torch fused, {case['dtype'][:4]}"
         rate = "–"
@@ -405,11 +412,12 @@ TABLES = {
     "step-cpu compiled": lambda: markdown(compiled()),
     "step-cpu around": lambda: markdown(around_the_step()),
     "step-cpu machine": lambda: measured_on("step-cpu"),
-    "step-rows": lambda: markdown(step_with_rows()),
+    "step-rows": lambda: markdown(step_with_rows(*STEP_ROWS)),
     "step-rows machine": lambda: measured_on("step-rows"),
     "small-state": lambda: markdown(small_state()),
     "small-state machine": lambda: measured_on("step-small-state"),
     "step-cuda": lambda: markdown(step_on_cuda()),
+    "step-cuda rows": lambda: markdown(step_with_rows("step-cuda")),
     "step-cuda goals": lambda: markdown(goals_on_cuda()),
     "step-cuda machine": lambda: measured_on("step-cuda"),
     "ramp-cpu": lambda: markdown(ramp()),
