@@ -195,6 +195,8 @@ MEMORY_FORMATS = {"rows": torch.contiguous_format, "channels-last": torch.channe
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+# Of torch 2.10's own writer of checkpoints.
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 @pytest.mark.parametrize("carried", [by_checkpoint, by_contiguous_copies], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("to", MEMORY_FORMATS)
 @pytest.mark.parametrize("of", MEMORY_FORMATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import inspect
 import math
 from fractions import Fraction
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from proxadam import ProxAdam
+from proxadam import ProxAdam, prox_adam
+from proxadam._step import dispatch
+from proxadam._step.options import Options
 from tools import (
     BUSY,
     LOOP,
@@ -288,3 +291,13 @@ def test_betas_that_want_a_gradient_are_numbers_to_a_plain_step(backend):
         by_number.step()
     torch.testing.assert_close(snapshot(optimizer), snapshot(by_number))
     assert not any(param.grad_fn for param in params_of(optimizer))
+
+
+def test_the_function_hands_on_every_option(monkeypatch):
+    names = [name for name in inspect.signature(prox_adam).parameters if hasattr(Options(), name)]
+    given = {name: object() for name in names}
+    groups = []
+    monkeypatch.setattr(dispatch, "step", lambda those, *_: groups.extend(those))
+    prox_adam([], [], [], [], [], [], **given)
+    assert {name: getattr(groups[0].options, name) for name in names} == given
+    assert {"lr", "beta1", "l1", "l21", "keep_zeros", "fused"} <= set(names)

@@ -26,7 +26,7 @@ def prox_adam(  # noqa: D417 (the class describes the options)
     fused: bool | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
-    has_complex: bool = False,
+    has_complex: bool = False,  # noqa: ARG001
     decoupled_weight_decay: bool = False,
     *,
     amsgrad: bool,
@@ -63,7 +63,27 @@ def prox_adam(  # noqa: D417 (the class describes the options)
     Raises:
         RuntimeError, ValueError, AssertionError: see :class:`proxadam.ProxAdam`.
     """
-    options = Options.from_arguments(locals())
+    options = Options(
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
+        maximize=maximize,
+        decoupled_weight_decay=decoupled_weight_decay,
+        l1=l1,
+        l2=l2,
+        l21=l21,
+        l1_knee=l1_knee,
+        metric=metric,
+        max_shrink=max_shrink,
+        keep_zeros=keep_zeros,
+        foreach=foreach,
+        capturable=capturable,
+        differentiable=differentiable,
+        fused=fused,
+    )  # each by its name: torch.compile of torch 2.10 does not trace locals()
     maxima = max_exp_avg_sqs if amsgrad else []
     group = Group(params, grads, exp_avgs, exp_avg_sqs, maxima, state_steps, options)
     dispatch.step([group], grad_scale, found_inf)

@@ -210,9 +210,10 @@ def norms_of_rows(
     at_zero = sums(shrunk * inverse, inverse)
     far_squares, far, near_squares, near = whole([*sums(shrunk, pull), *at_zero])
     # Two points below the root: where the tangent at infinity meets zero, and Newton's from 0.
-    norm = torch.fmax(
-        far_squares.sqrt() - far / far_squares, (near_squares.sqrt() - 1) * near_squares / near
-    )
+    from_far = far_squares.sqrt() - far / far_squares
+    from_zero = (near_squares.sqrt() - 1) * near_squares / near
+    # The larger, or the one that is a number; DTensors of torch 2.10 have no fmax.
+    norm = torch.where(from_zero.isnan() | (from_far > from_zero), from_far, from_zero)
     for _ in range(_NEWTON_STEPS):
         left = _left(norm, pull)
         squares, weighted = whole(sums(shrunk * left, left))

@@ -11,8 +11,8 @@ from torch import nn
 from harness import interleave
 
 from ..tasks import Task
+from .recipes import BATCHES
 
-BATCHES = (1, 256)
 THREADS = 2
 SECONDS = 120.0  # for each batch
 

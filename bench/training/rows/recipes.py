@@ -13,6 +13,8 @@ RAMP = "ProxAdamW, ramp by rows"
 OURS = (L21, RAMP)
 PRUNING = (MAGNITUDE, *OURS)
 
+BATCHES = (1, 256)  # that the networks are timed with
+
 # Of rows that are dead in the end, by what is trained.
 SHARES = {
     "digits": (0.5, 0.75, 0.88, 0.94),

@@ -10,8 +10,7 @@ from typing import Any
 
 from ..recipes import DENSE
 from ..report import Cell, advantage_cell, cells, digits_after_point
-from .latency import BATCHES
-from .recipes import MAGNITUDE, OURS, PRUNING
+from .recipes import BATCHES, MAGNITUDE, OURS, PRUNING
 
 FASTER, POINTS = 2.0, 0.5  # what is wanted: so many times as fast, for so much accuracy
 LARGEST = str(BATCHES[-1])

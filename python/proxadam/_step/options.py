@@ -102,11 +102,6 @@ class Options:
         lr, *others = [group[name] for name in _OWN_KEYS]
         return cls(lr, *group["betas"], *others)
 
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> Options:
-        """The options among the ``locals()`` of a function that takes them."""
-        return cls(**{name: arguments[name] for name in TYPES if name in arguments})
-
     @property
     def euclidean(self) -> bool:
         """The metric, as the native modules read it."""
