@@ -8,11 +8,10 @@
 #include <string>     // for string, to_string
 #include <utility>    // for exchange, move
 
-#include "../codes.h"      // for kBlock
-#include "../prox_adam.h"  // for has_bias_corrections
-#include "../rounding.h"   // for tensor_key
-#include "overlap.h"       // for SharedMemory
-#include "tensor_view.h"   // for is_dense, numel, same_layout, ...
+#include "../rounding.h"  // for tensor_key
+#include "candidate.h"    // for Candidate, check_memory, Terms
+#include "overlap.h"      // for SharedMemory
+#include "tensor_view.h"  // for numel, scalar_type, span
 
 namespace proxadam {
 
@@ -57,21 +56,6 @@ bool same_param(const Refusal& a, const Refusal& b) {
   return a.group == b.group && a.param == b.param;
 }
 
-// `last_step`: one that the group's betas have bias corrections at, as most often is the next one.
-Reason check_options(const Options& options, const TensorEntry& entry, double& last_step) {
-  if (!readable_on(options, entry.device)) return Reason::option_device;
-  if (!entry.counter.on_host || entry.step == last_step) return Reason::fits;
-  if (!has_bias_corrections(options, entry.step)) return Reason::betas;
-  last_step = entry.step;
-  return Reason::fits;
-}
-
-// bfloat16 moments beside wider or other parameters are rounded by chance, or they would be wrong.
-bool is_asked_for(const TensorTypes& types, const Options& options) {
-  return types.state != ScalarType::kBFloat16 || types.param == types.state ||
-         options.stochastic_state;
-}
-
 std::size_t size(const HeldGroup& group) { return group.tensors[kParams].size(); }
 
 // Whether a group may have an empty list of this kind.
@@ -112,24 +96,6 @@ void turn_away_shared(const std::vector<std::size_t>& shared, const HeldStep& st
 }
 
 }  // namespace
-
-const char* name_of(Reason reason) {
-  static constexpr const char* kNames[] = {"fits",
-#define PROXADAM_NAME(name) #name,
-                                           PROXADAM_REASONS(PROXADAM_NAME)
-#undef PROXADAM_NAME
-  };
-  return kNames[static_cast<std::size_t>(reason)];
-}
-
-// One parameter with all that belongs to it, as it is looked at.
-struct Gatekeeper::Candidate {
-  PyObject* tensors[kSlots];  // null where the group has none of a kind
-  DLTensor seen[kSlots];
-  std::int64_t spans[kSlots];  // of what is seen
-  Reason viewed[kSlots];
-  Slot slot = kParams;  // the one that is looked at, in the end the one that a reason is about
-};
 
 Gatekeeper::Gatekeeper(py::capsule exchange, py::type tensor, py::type parameter,
                        DLDeviceType device_type, const std::vector<bool>& devices,
@@ -194,6 +160,7 @@ Number Gatekeeper::number(py::handle options, const char* name, py::object& on_d
 
 Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused) const {
   const TensorFacts::Quiet quiet(facts_);
+  const Terms terms{facts_, device_type_, devices_, takes_row_};
   const bool writes_grads = !step.grad_scales.empty();
   Look look;
   TensorTable& table = look.table;
@@ -234,11 +201,8 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
       if (by_chance) {
         entry.tensor_key = tensor_key(options.seed, held.numbers.empty() ? 0 : held.numbers[i]);
       }
-      Reason reason = held.unwanted ? Reason::unwanted : check(candidate, options, entry);
-      if (reason == Reason::fits) reason = check_options(options, entry, last_step);
-      if (reason == Reason::fits && takes_rows(options)) {
-        reason = check_rows(candidate, entry);
-      }
+      const Reason reason =
+          held.unwanted ? Reason::unwanted : candidate.check(terms, options, entry, last_step);
       if (reason != Reason::fits) {
         look.refusals.push_back({g, i, reason, candidate.slot});
         continue;
@@ -265,98 +229,6 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
   return look;
 }
 
-Reason Gatekeeper::check(Candidate& candidate, const Options& options, TensorEntry& entry) const {
-  const DLTensor& param = candidate.seen[kParams];
-  if (candidate.viewed[kParams] != Reason::fits) return candidate.viewed[kParams];
-  if (param.device.device_type != device_type_) return Reason::device;
-  entry.device = param.device.device_id;
-  if (static_cast<std::size_t>(entry.device) >= devices_.size() || !devices_[entry.device]) {
-    return Reason::device;
-  }
-  if (!scalar_type(param.dtype, entry.types.param)) return Reason::dtype;
-  entry.types.grad = entry.types.state = entry.types.param;
-  entry.numel = numel(param);
-  if (!is_dense(param, entry.numel)) return Reason::not_dense;
-
-  void** addresses[] = {&entry.buffers.param, &entry.buffers.grad, &entry.buffers.exp_avg,
-                        &entry.buffers.exp_avg_sq, &entry.buffers.max_exp_avg_sq};
-  for (int slot = kParams; slot <= kMaxExpAvgSqs; ++slot) {
-    PyObject* tensor = candidate.tensors[slot];
-    if (!tensor) continue;
-    candidate.slot = static_cast<Slot>(slot);
-    const DLTensor& seen = candidate.seen[slot];
-    if (slot != kParams) {
-      ScalarType type;
-      if (candidate.viewed[slot] != Reason::fits) return candidate.viewed[slot];
-      if (!same_device(param, seen)) return Reason::device;
-      if (!state_type(seen.dtype, type)) return Reason::dtype;
-      if (slot == kGrads) entry.types.grad = type;
-      if (slot == kExpAvgs) entry.types.state = type;
-      if (slot > kExpAvgs && type != entry.types.state) return Reason::dtype;
-      if (slot == kMaxExpAvgSqs && type == ScalarType::kCode8) return Reason::dtype;
-      if (!is_legal(entry.types) || !is_asked_for(entry.types, options)) return Reason::dtype;
-      if (!same_layout(param, seen, entry.numel)) return Reason::layout;
-    }
-    const Reason reason = memory(tensor, seen, candidate.spans[slot]);
-    if (reason != Reason::fits) return reason;
-    if (slot == kParams && facts_.is_inference(tensor)) return Reason::inference;
-    *addresses[slot] = seen.data;
-  }
-  const Reason reason = check_exponents(candidate, entry);
-  if (reason != Reason::fits) return reason;
-  candidate.slot = kStateSteps;
-  return check_step(candidate, entry);
-}
-
-Reason Gatekeeper::check_exponents(Candidate& candidate, TensorEntry& entry) const {
-  const bool coded = entry.types.state == ScalarType::kCode8;
-  std::uint8_t** addresses[] = {&entry.exponents.exp_avg, &entry.exponents.exp_avg_sq};
-  for (const Slot slot : {kExpAvgExponents, kExpAvgSqExponents}) {
-    PyObject* tensor = candidate.tensors[slot];
-    candidate.slot = slot;
-    if (!coded && !tensor) continue;
-    if (!coded || !tensor || entry.offset % kBlock != 0) return Reason::exponents;
-    const DLTensor& seen = candidate.seen[slot];
-    const std::int64_t blocks = (entry.numel + kBlock - 1) / kBlock;
-    if (candidate.viewed[slot] != Reason::fits) return candidate.viewed[slot];
-    if (!same_device(candidate.seen[kParams], seen)) return Reason::device;
-    if (!is_byte(seen.dtype) || numel(seen) != blocks || !is_dense(seen, blocks)) {
-      return Reason::exponents;
-    }
-    const Reason reason = memory(tensor, seen, candidate.spans[slot]);
-    if (reason != Reason::fits) return reason;
-    *addresses[slot - kExpAvgExponents] = static_cast<std::uint8_t*>(seen.data);
-  }
-  return Reason::fits;
-}
-
-Reason Gatekeeper::check_rows(Candidate& candidate, TensorEntry& entry) const {
-  const DLTensor& param = candidate.seen[kParams];
-  candidate.slot = kParams;
-  if (param.ndim < 2 || entry.numel == 0) return Reason::fits;
-  const std::int64_t row = entry.numel / param.shape[0];
-  const bool apart = param.shape[0] != 1 && param.strides[0] != row;
-  if (apart || !takes_row_(row, entry.types)) return Reason::rows;
-  entry.row = row;
-  return Reason::fits;
-}
-
-Reason Gatekeeper::check_step(Candidate& candidate, TensorEntry& entry) const {
-  PyObject* tensor = candidate.tensors[kStateSteps];
-  const DLTensor& step = candidate.seen[kStateSteps];
-  ScalarType type;
-  if (candidate.viewed[kStateSteps] != Reason::fits) return candidate.viewed[kStateSteps];
-  if (numel(step) != 1 || !scalar_type(step.dtype, type) || is_16_bit(type)) return Reason::step;
-  const Reason reason = memory(tensor, step, 1);
-  if (reason != Reason::fits) return reason;
-  entry.counter = {step.data, type == ScalarType::kFloat64, step.device.device_type == kDLCPU};
-  if (!entry.counter.on_host) {
-    return same_device(step, candidate.seen[kParams]) ? Reason::fits : Reason::device;
-  }
-  entry.step = entry.counter.read() + 1;
-  return entry.step >= 1 ? Reason::fits : Reason::step;  // NaN is not
-}
-
 Reason Gatekeeper::view(PyObject* tensor, bool written, DLTensor& out) const {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
   if (type != tensor_.ptr() && type != parameter_.ptr()) return Reason::subclass;
@@ -375,21 +247,12 @@ bool Gatekeeper::grads_moved(const HeldStep& step, const std::vector<TensorEntry
   return false;
 }
 
-// What a kernel that reads or writes at this address must know.
-Reason Gatekeeper::memory(PyObject* tensor, const DLTensor& view, std::int64_t elements) const {
-  if (!is_whole(view)) return Reason::misaligned;
-  if (elements && (!view.data || !facts_.holds(tensor, elements, view.dtype.bits / 8))) {
-    return Reason::no_memory;
-  }
-  return facts_.is_neg(tensor) ? Reason::negated : Reason::fits;
-}
-
 DeviceScalar Gatekeeper::scalar(py::handle tensor) const {
   DLTensor seen;
   ScalarType type;
   if (view(tensor.ptr(), false, seen) != Reason::fits || seen.device.device_type != device_type_ ||
       numel(seen) != 1 || !scalar_type(seen.dtype, type) || is_16_bit(type) ||
-      memory(tensor.ptr(), seen, 1) != Reason::fits) {
+      check_memory(facts_, tensor.ptr(), seen, 1) != Reason::fits) {
     return {};
   }
   return {seen.data, type == ScalarType::kFloat64, seen.device.device_id};

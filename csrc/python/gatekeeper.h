@@ -16,58 +16,10 @@
 #include "../tensor_table.h"  // for TensorTable
 #include "dlpack_exchange.h"  // for DLPackExchangeAPI, DLTensor
 #include "overlap.h"          // for SharedMemory
+#include "reasons.h"          // for kSlots, Reason, Slot
 #include "tensor_facts.h"     // for Functions, TensorFacts
 
 namespace proxadam {
-
-// The lists of a proxadam._step.group.Group, by their names there.
-enum Slot {
-  kParams,
-  kGrads,
-  kExpAvgs,
-  kExpAvgSqs,
-  kMaxExpAvgSqs,
-  kExpAvgExponents,
-  kExpAvgSqExponents,
-  kStateSteps,
-  kSlots
-};
-constexpr const char* kSlotNames[kSlots] = {"params",
-                                            "grads",
-                                            "exp_avgs",
-                                            "exp_avg_sqs",
-                                            "max_exp_avg_sqs",
-                                            "exp_avg_exponents",
-                                            "exp_avg_sq_exponents",
-                                            "state_steps"};
-
-// Why a tensor is turned away. proxadam/_step/checks.py has a sentence for each name.
-#define PROXADAM_REASONS(X)                                                              \
-  X(subclass)      /* neither a torch.Tensor nor a Parameter */                          \
-  X(no_view)       /* DLPack cannot show it: sparse, quantised, meta, ... */             \
-  X(device)        /* not on this kernel's devices, or not beside its parameter */       \
-  X(dtype)         /* unknown, or one that does not go with the parameter's */           \
-  X(not_dense)     /* gaps or overlaps in memory */                                      \
-  X(layout)        /* not of the parameter's shape and strides */                        \
-  X(exponents)     /* not a byte for each block of codes */                              \
-  X(misaligned)    /* not at a multiple of its elements' size */                         \
-  X(no_memory)     /* no address, or a storage that was freed or cut short */            \
-  X(negated)       /* a view that negates on reading */                                  \
-  X(inference)     /* may be written in inference mode alone */                          \
-  X(step)          /* not one float32 or float64 ≥ 0, on the host or beside the param */ \
-  X(betas)         /* there is no bias correction with these at this step */             \
-  X(shares_memory) /* that is written, with another tensor of the step */                \
-  X(unwanted)      /* its options leave it to torch ops */                               \
-  X(option_device) /* an option is a tensor on another device */                         \
-  X(rows)          /* l21, and rows that lie apart or are longer than the kernel takes */
-
-enum class Reason : std::uint8_t {
-  fits,
-#define PROXADAM_ENUMERATOR(name) name,
-  PROXADAM_REASONS(PROXADAM_ENUMERATOR)
-#undef PROXADAM_ENUMERATOR
-};
-const char* name_of(Reason reason);
 
 // A parameter that is turned away, and the list in which the reason was found.
 struct Refusal {
@@ -122,18 +74,11 @@ class Gatekeeper {
   Look look(const HeldStep& step, const std::vector<Refusal>& refused = {}) const;
 
  private:
-  struct Candidate;
-
   HeldGroup hold(pybind11::handle group) const;
   Number number(pybind11::handle options, const char* name, pybind11::object& on_device) const;
-  Reason check(Candidate& candidate, const Options& options, TensorEntry& entry) const;
-  Reason check_exponents(Candidate& candidate, TensorEntry& entry) const;
-  Reason check_rows(Candidate& candidate, TensorEntry& entry) const;
-  Reason check_step(Candidate& candidate, TensorEntry& entry) const;
   Reason view(PyObject* tensor, bool written, DLTensor& out) const;
   bool grads_moved(const HeldStep& step, const std::vector<TensorEntry>& entries,
                    const std::vector<std::size_t>& params) const;
-  Reason memory(PyObject* tensor, const DLTensor& view, std::int64_t elements) const;
   DeviceScalar scalar(pybind11::handle tensor) const;
   DeviceScalar scalar_on(const pybind11::tuple& copies, std::int32_t device) const;
   Device device(std::int32_t index, const HeldStep& step) const;
