@@ -19,7 +19,7 @@ from tools import HIDES_GPUS
 
 HERE = Path(__file__).parent
 SUITES = ["test_cuda_kernel.py", "test_small_state_on_cuda.py", "test_rows_on_cuda.py"]
-SUITES += ["test_step.py", "test_layout.py", "test_special_values.py"]
+SUITES += ["test_step.py", "test_rows.py", "test_layout.py", "test_special_values.py"]
 
 pytestmark = [
     pytest.mark.skipif(cuda_on_host.directory() is not None, reason="this is that process"),
