@@ -178,6 +178,7 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
     const bool by_chance = options.stochastic_state || options.stochastic_params;
     double last_step = 0;  // they count from 1
     for (std::size_t i = 0; i < size(held); ++i, ++owner) {
+      prefetch(held, i);
       Candidate candidate;
       for (int slot = 0; slot < kSlots; ++slot) {
         candidate.tensors[slot] = nullptr;
@@ -229,9 +230,25 @@ Look Gatekeeper::look(const HeldStep& step, const std::vector<Refusal>& refused)
   return look;
 }
 
-Reason Gatekeeper::view(PyObject* tensor, bool written, DLTensor& out) const {
+// Asks memory for what the looks at the next parameters read: behind a backward pass none of it is
+// in a cache.
+void Gatekeeper::prefetch(const HeldGroup& held, std::size_t param) const {
+  constexpr std::size_t kAhead = 3;
+  for (const py::tuple& tensors : held.tensors) {
+    if (param + 2 * kAhead >= tensors.size()) continue;  // true of lists that are not there
+    PyObject** next = &PyTuple_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(param + kAhead));
+    if (is_plain(*next)) facts_.prefetch(*next);
+    __builtin_prefetch(next[kAhead]);
+  }
+}
+
+bool Gatekeeper::is_plain(PyObject* tensor) const {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
-  if (type != tensor_.ptr() && type != parameter_.ptr()) return Reason::subclass;
+  return type == tensor_.ptr() || type == parameter_.ptr();
+}
+
+Reason Gatekeeper::view(PyObject* tensor, bool written, DLTensor& out) const {
+  if (!is_plain(tensor)) return Reason::subclass;
   return facts_.view(tensor, written, out) ? Reason::fits : Reason::no_view;
 }
 

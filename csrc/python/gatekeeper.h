@@ -76,6 +76,8 @@ class Gatekeeper {
  private:
   HeldGroup hold(pybind11::handle group) const;
   Number number(pybind11::handle options, const char* name, pybind11::object& on_device) const;
+  void prefetch(const HeldGroup& held, std::size_t param) const;
+  bool is_plain(PyObject* tensor) const;  // of one of the two types, and of none derived from them
   Reason view(PyObject* tensor, bool written, DLTensor& out) const;
   bool grads_moved(const HeldStep& step, const std::vector<TensorEntry>& entries,
                    const std::vector<std::size_t>& params) const;
