@@ -238,6 +238,7 @@ def test_models_that_torch_pruning_cannot_trace_are_refused():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # of torch 2.15
 def test_models_that_are_wrapped_or_sharded_are_refused():
     model, x = mlp(6, 8, 4), torch.randn(5, 6)
     with pytest.raises(ValueError, match="TorchScript"):

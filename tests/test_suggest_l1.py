@@ -62,9 +62,8 @@ def test_exactly_the_element_of_that_rank():
 
 
 def test_more_weights_than_torch_quantile_takes():
+    """Which was 2^24 before torch 2.15."""
     size = (1 << 24) + 7
-    raised, _ = error_of(torch.quantile, torch.zeros(size), 0.9)
-    assert raised is RuntimeError
     (param,) = weights((1,))
     optimizer = ProxAdam([param], betas=(0.0, 0.999))
     optimizer.step()
