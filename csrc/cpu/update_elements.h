@@ -4,6 +4,7 @@
 
 #include "../prox_adam.h"
 #include "codec.h"
+#include "ladder.h"
 
 namespace proxadam {
 namespace PROXADAM_CPU_CAPABILITY {
@@ -55,26 +56,14 @@ PROXADAM_INLINE void update_elements(const StepConstants<opmath_t>& c, Bounded<o
   }
 }
 
-template <typename opmath_t, Update update>
-auto loop_with_flags(bool amsgrad, bool unscale) {
-  if (amsgrad) {
-    return unscale ? update_elements<opmath_t, update, true, true>
-                   : update_elements<opmath_t, update, true, false>;
-  }
-  return unscale ? update_elements<opmath_t, update, false, true>
-                 : update_elements<opmath_t, update, false, false>;
-}
-
 template <typename opmath_t>
 auto loop_for(Update update, bool amsgrad, bool unscale) {
-  switch (update) {
-#define PROXADAM_CASE(name, prox) \
-  case Update::k##name:           \
-    return loop_with_flags<opmath_t, Update::k##name>(amsgrad, unscale);
-    PROXADAM_UPDATES(PROXADAM_CASE)
-#undef PROXADAM_CASE
-  }
-  return decltype(loop_with_flags<opmath_t, Update::kAdam>(false, false)){};
+  return with_update(update, [&](auto taken) {
+    return with_flags(amsgrad, unscale, [](auto with_amsgrad, auto with_unscale) {
+      return &update_elements<opmath_t, decltype(taken)::value, decltype(with_amsgrad)::value,
+                              decltype(with_unscale)::value>;
+    });
+  });
 }
 
 }  // namespace

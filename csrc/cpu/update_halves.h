@@ -5,6 +5,7 @@
 #include "../prox_adam.h"
 #include "../scalar_types.h"
 #include "codec.h"
+#include "ladder.h"
 #include "range.h"
 #include "update_elements.h"
 
@@ -46,14 +47,8 @@ int64_t halves_loop(const Range& range, Bounded<float> math) {
 
 template <typename scalar_t>
 auto halves_loop_for(Update update) {
-  switch (update) {
-#define PROXADAM_CASE(name, prox) \
-  case Update::k##name:           \
-    return halves_loop<scalar_t, Update::k##name>;
-    PROXADAM_UPDATES(PROXADAM_CASE)
-#undef PROXADAM_CASE
-  }
-  return decltype(&halves_loop<scalar_t, Update::kAdam>){};
+  return with_update(update,
+                     [](auto taken) { return &halves_loop<scalar_t, decltype(taken)::value>; });
 }
 
 #endif

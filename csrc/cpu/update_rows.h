@@ -6,6 +6,7 @@
 #include "../group_prox.h"
 #include "../prox_adam.h"
 #include "codec.h"
+#include "ladder.h"
 #include "range.h"
 #include "tiles.h"
 #include "update_elements.h"
@@ -59,26 +60,14 @@ void update_terms(const StepConstants<opmath_t>& c, Bounded<opmath_t> math, opma
   }
 }
 
-template <typename opmath_t, Update update>
-auto terms_with_flags(bool amsgrad, bool unscale) {
-  if (amsgrad) {
-    return unscale ? update_terms<opmath_t, update, true, true>
-                   : update_terms<opmath_t, update, true, false>;
-  }
-  return unscale ? update_terms<opmath_t, update, false, true>
-                 : update_terms<opmath_t, update, false, false>;
-}
-
 template <typename opmath_t>
 auto terms_for(Update update, bool amsgrad, bool unscale) {
-  switch (update) {
-#define PROXADAM_CASE(name, prox) \
-  case Update::k##name:           \
-    return terms_with_flags<opmath_t, Update::k##name>(amsgrad, unscale);
-    PROXADAM_UPDATES(PROXADAM_CASE)
-#undef PROXADAM_CASE
-  }
-  return decltype(terms_with_flags<opmath_t, Update::kAdam>(false, false)){};
+  return with_update(update, [&](auto taken) {
+    return with_flags(amsgrad, unscale, [](auto with_amsgrad, auto with_unscale) {
+      return &update_terms<opmath_t, decltype(taken)::value, decltype(with_amsgrad)::value,
+                           decltype(with_unscale)::value>;
+    });
+  });
 }
 
 // Twice over the lanes: what is kept of them must not part sums from their registers.
