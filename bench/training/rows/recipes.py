@@ -25,7 +25,7 @@ SHARES = {
 L21S = {
     "digits": (5e-4, 1e-3, 2e-3, 3e-3),
     "fashion-mnist": (2.5e-5, 3.5e-5, 5e-5, 1e-4, 2e-4),
-    "convolutions": (4e-4, 8e-4, 1.6e-3),
+    "convolutions": (1e-4, 2e-4, 4e-4, 8e-4),
     "text": (2e-4, 4e-4, 7e-4),
 }
 UNTIL = 0.5  # of the training: from here on dead rows are kept, and l21 is 0
