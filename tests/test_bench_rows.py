@@ -36,10 +36,15 @@ def task_of(convolutions=False, **changes):
 def points():
     sys.path.insert(0, str(BENCH))
     try:
-        from training.rows.recipes import TUNED
+        from training.rows.recipes import BY_LAYER, TUNED
     finally:
         sys.path.remove(str(BENCH))
-    return [(arm, point) for arm, grid in TUNED.items() for point in grid]
+    return [
+        (arm, point, convolutions)
+        for convolutions, grids in ((False, TUNED), (True, BY_LAYER))
+        for arm, grid in grids.items()
+        for point in grid
+    ]
 
 
 def test_the_quick_form_runs_and_goes_on_where_it_was_stopped(tmp_path):
@@ -65,17 +70,13 @@ def test_the_quick_form_runs_and_goes_on_where_it_was_stopped(tmp_path):
     assert json.loads(kept.read_text())["report"] == document["report"]
 
 
-@pytest.mark.parametrize(
-    ("arm", "point", "convolutions"),
-    [(*pair, False) for pair in points()] + [(*pair, True) for pair in points()[::4]],
-    ids=str,
-)
+@pytest.mark.parametrize(("arm", "point", "convolutions"), points(), ids=str)
 def test_an_arm_reaches_the_wanted_share_of_rows(arm, point, convolutions):
     from training.rows.dead import dead_rows
     from training.rows.runs import start
     from training.runs import SELECT, Job, steps
 
-    task, recipe = task_of(convolutions, epochs=40)
+    task, recipe = task_of(convolutions, epochs=20 if convolutions else 40)
     model, trained = start(Job(SELECT, arm, 0.5, 0, point), task, recipe)
     for _ in steps(model, trained, task, 0):
         pass
@@ -125,6 +126,19 @@ def test_magnitude_pruning_takes_the_rows_of_the_smallest_norms():
     assert sum(int((~row).sum()) for row in kept) == round(0.25 * sum(map(len, kept)))
 
 
+def test_the_ramp_of_convolutions_scores_by_the_metric_or_by_magnitude():
+    from training.rows.recipes import RAMP
+    from training.rows.runs import start
+    from training.runs import SELECT, Job
+
+    task, recipe = task_of(convolutions=True)
+    scores = [
+        start(Job(SELECT, RAMP, 0.5, 0, point), task, recipe)[1].ramp.score
+        for point in recipe.grids[RAMP]
+    ]
+    assert scores == ["metric", "metric", "magnitude", "magnitude"]
+
+
 def test_all_arms_start_from_the_same_weights_in_the_same_groups():
     from training.recipes import DENSE
     from training.rows.recipes import PRUNING
@@ -168,9 +182,10 @@ def test_every_arm_is_tuned_with_as_many_trials_and_no_seed_of_the_choice_is_rep
     from training import plan
     from training.rows.recipes import FORMS, L21, PRUNING, TUNED
 
+    kinds = [("digits", False), ("fashion-mnist", False), ("fashion-mnist", True), ("text", False)]
     for form in FORMS.values():
-        for name in ("digits", "fashion-mnist", "text"):
-            recipe = form(name, False)
+        for name, convolutions in kinds:
+            recipe = form(name, convolutions)
             assert len({len(recipe.grids[arm]) for arm in TUNED}) == 1
             assert len(recipe.grids[L21]) >= len(recipe.sparsities)
             assert {*TUNED, L21} == {*PRUNING}

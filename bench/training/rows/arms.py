@@ -86,7 +86,7 @@ class GroupPenalty(ByRows):
 
 
 class RampByRows(ByRows):
-    """ProxAdamW without a penalty: a ramp zeroes the rows that cost least in the step's metric."""
+    """ProxAdamW without a penalty: a ramp zeroes the rows that cost least, or are smallest."""
 
     def prepare(self) -> None:  # noqa: D102
         self.optimizer = ProxAdamW(self.groups, self.recipe.lr)
@@ -98,6 +98,7 @@ class RampByRows(ByRows):
             end=end,
             every=max(1, (end - begin) // UPDATES),
             groups=[0],
+            score="metric" if self.point.get("metric", 1) else "magnitude",
             scope="tensor" if self.point["by_layer"] else "global",
             unit="row",
         )
