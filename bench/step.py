@@ -29,6 +29,7 @@ from torch.optim import AdamW
 import on_cpu
 import on_cuda
 from cases import Case, Goal, Tensors
+from command_line import command
 from harness import Times, machine
 from proxadam import ProxAdamW, backends, to_adam_state_dict
 
@@ -191,7 +192,7 @@ def main() -> None:
 
     results: list[dict[str, object]] = []
     verdicts: list[dict[str, object]] = []
-    about |= {"command": " ".join(sys.argv)}
+    about |= {"command": command()}
     chosen = on_cuda if args.device == "cuda" else on_cpu
     goals = [] if args.small else chosen.goals()
     for case in chosen.cases(args.small):

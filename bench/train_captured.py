@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
+from command_line import command
 from harness import machine
 from proxadam import ProxAdamW, param_groups, sparsity
 
@@ -175,7 +176,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("skipped: no device")
-    about = machine() | {"command": " ".join(sys.argv)}
+    about = machine() | {"command": command()}
     data = text()
     arms: dict[str, float | None] = {ADAMW: None, "AdamW again": None}
     arms |= {f"ProxAdamW, l1={l1:g}": l1 for l1 in (0.0, 1e-6, 3e-6, 1e-5, 3e-5)}

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from command_line import command
+
 OURS, AGAIN, PLAIN = "ours", "ours again", "ours, l1=l2=0"
 TURN = 0.1  # seconds
 # How many times as long as the old build the new one may take; where the work around the kernel is
@@ -187,7 +189,7 @@ def main() -> None:
     lines = [line for case in pairs for line in report(case, pairs[case], case in on_host)]
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        found = {"machines": machines, "command": " ".join(sys.argv), "lines": lines}
+        found = {"machines": machines, "command": command(), "lines": lines}
         args.json.write_text(json.dumps(found, indent=1))
     if args.check and any(line["median"] > line["most"] for line in lines):
         sys.exit(1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
 BENCH = sorted((TESTS.parent / "bench").rglob("*.py"))
+RESULTS = sorted((TESTS.parent / "bench" / "results").glob("*.json"))
 OURS = {path.stem for path in TESTS.iterdir()}
 
 
@@ -23,3 +25,8 @@ def test_imports_nothing_of_the_tests(script):
         elif isinstance(node, ast.Constant):
             assert node.value != "tests", "reaches into the tests by path"
     assert not imported & OURS
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda path: path.stem)
+def test_results_name_no_folder_of_a_machine(result):
+    assert not re.search(r"[\s\"=]/\w+/", result.read_text())
