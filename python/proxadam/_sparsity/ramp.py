@@ -53,7 +53,7 @@ class SparsityRamp:
         groups: indices of the groups to prune. None takes those whose l1 or weight_decay is not
             0 when the ramp is built, as :func:`proxadam.param_groups` makes them. (default: None)
         score: "metric", as above, with d = 1 in groups of the euclidean metric; or "magnitude",
-            |w| alone. (default: "metric")
+            |w| alone, which over all rows of a model can zero a whole layer. (default: "metric")
         scope: "global" compares all weights of the groups with one another; "tensor" gives each
             parameter the same share. (default: "global")
         unit: "weight"; or "row", which is zeroed throughout or not at all, and is what has one
