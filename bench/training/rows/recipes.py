@@ -30,6 +30,8 @@ L21S = {
     "convolutions": (1e-4, 2e-4, 4e-4, 8e-4),
     "text": (2e-4, 4e-4, 7e-4),
 }
+# That points are judged by: as many as the time of a training allows.
+SELECTION_SEEDS = {"digits": 2, "fashion-mnist": 4, "convolutions": 1, "text": 2}
 UNTIL = 0.5  # of the training: from here on dead rows are kept, and l21 is 0
 
 # ``by_layer``: each layer loses the same share, where otherwise all rows are compared with one
@@ -60,7 +62,7 @@ def published(name: str, convolutions: bool) -> Recipe:
         FULL[name],
         grids={**(BY_LAYER if convolutions else TUNED), L21: strengths},
         seeds=3,
-        selection_seeds=1 if convolutions else 2,
+        selection_seeds=SELECTION_SEEDS[kind],
         sparsities=shares,
         tuned_at=shares,
         epochs={"digits": 50, "fashion-mnist": 10, "text": 0}[name],
