@@ -9,13 +9,15 @@ from ..models import Transformer, prunable
 
 
 def row_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The weights whose rows are hidden units: of a transformer, those inside its blocks' layers.
+    """The weights whose rows are hidden units; of a perceptron all but the classes.
 
-    The rows of a head are the classes: they stay.
+    Of a transformer they are those inside its blocks' layers, and where there are convolutions
+    these alone: they take most of the time, and the few units behind them next to none.
     """
     if isinstance(model, Transformer):
         return [block.wide.weight for block in model.blocks]
-    return prunable(model)[:-1]
+    convolutions = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    return convolutions or prunable(model)[:-1]
 
 
 @torch.no_grad()

@@ -30,31 +30,27 @@ L21S = {
     "convolutions": (1e-4, 2e-4, 4e-4, 8e-4),
     "text": (2e-4, 4e-4, 7e-4),
 }
+# That points are judged by: as many as the time of a training allows.
+SELECTION_SEEDS = {"digits": 2, "fashion-mnist": 4, "convolutions": 1, "text": 2}
 UNTIL = 0.5  # of the training: from here on dead rows are kept, and l21 is 0
 
 # ``by_layer``: each layer loses the same share, where otherwise all rows are compared with one
 # another. Moments are parts of the training: rows die from 10 % of it on until ``end``, or, where
-# that is not ``gradual``, at once at ``end``.
+# that is not ``gradual``, at once at ``end``. ``metric``: the ramp's score.
 TUNED: dict[str, list[Point]] = {
     MAGNITUDE: [
-        {"by_layer": by_layer, "gradual": gradual, "end": 0.5 if gradual else 0.3}
-        for by_layer, gradual in product((0, 1), (1, 0))
-    ],
-    RAMP: [{"by_layer": by_layer, "end": end} for by_layer, end in product((0, 1), (0.5, 0.75))],
-}
-# Of convolutions each layer always loses the same share, so that at one share the networks of both
-# arms have as many multiply-adds. What is tuned instead is ``metric``: the ramp's score.
-BY_LAYER: dict[str, list[Point]] = {
-    MAGNITUDE: [
-        {"by_layer": 1, "gradual": gradual, "end": end}
-        for gradual, ends in ((1, (0.5, 0.75)), (0, (0.3, 0.5)))
+        {"by_layer": by_layer, "gradual": gradual, "end": end}
+        for by_layer, (gradual, ends) in product((0, 1), ((1, (0.5, 0.75)), (0, (0.3, 0.5))))
         for end in ends
     ],
     RAMP: [
-        {"by_layer": 1, "metric": metric, "end": end}
-        for metric, end in product((1, 0), (0.5, 0.75))
+        {"by_layer": by_layer, "metric": metric, "end": end}
+        for by_layer, metric, end in product((0, 1), (1, 0), (0.5, 0.75))
     ],
 }
+# Each convolution loses the same share, so that at one share the networks of both arms have as many
+# multiply-adds.
+BY_LAYER = {arm: [point for point in points if point["by_layer"]] for arm, points in TUNED.items()}
 
 
 def published(name: str, convolutions: bool) -> Recipe:
@@ -66,9 +62,9 @@ def published(name: str, convolutions: bool) -> Recipe:
         FULL[name],
         grids={**(BY_LAYER if convolutions else TUNED), L21: strengths},
         seeds=3,
-        selection_seeds=1,
+        selection_seeds=SELECTION_SEEDS[kind],
         sparsities=shares,
-        tuned_at=(shares[-2],) * len(shares),
+        tuned_at=shares,
         epochs={"digits": 50, "fashion-mnist": 10, "text": 0}[name],
     )
     if name == "text":
