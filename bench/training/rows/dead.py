@@ -12,7 +12,7 @@ def row_weights(model: nn.Module) -> list[nn.Parameter]:
     """The weights whose rows are hidden units; of a perceptron all but the classes.
 
     Of a transformer they are those inside its blocks' layers, and where there are convolutions
-    these alone: they take most of the time, and the few units behind them next to none.
+    these alone: they take most of the time, and the few units behind them little.
     """
     if isinstance(model, Transformer):
         return [block.wide.weight for block in model.blocks]
