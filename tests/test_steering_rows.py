@@ -1,4 +1,4 @@
-"""TargetRowSparsity: l21 steered to a share of dead rows, as test_schedulers_of_l1.py does l1."""
+"""TargetRowSparsity: l21 steered to a share of dead rows, as test_steering_l1.py does l1."""
 
 from __future__ import annotations
 
